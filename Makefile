@@ -1,0 +1,90 @@
+# The front door. `make` lists what there is to do.
+#
+# Settings, from the environment or the command line:
+#   DATA_DIR           where `make run` keeps its memories      (run/data)
+#   LISTEN             the address `make run` answers on        (127.0.0.1:7700)
+#   MODEL_DIR          where the embedding model lies           (~/.cache/memcube/models/minilm-l6-v2)
+#   PROFILE            cargo profile of `make run`              (release)
+#   FEATURES           more features of the root package        (none)
+#   CARGO_TARGET_DIR   where cargo builds                       (target)
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+DATA_DIR ?= run/data
+LISTEN ?= 127.0.0.1:7700
+PROFILE ?= release
+FEATURES ?=
+ifdef MEMCUBE_MODEL_DIR
+MODEL_DIR ?= $(MEMCUBE_MODEL_DIR)
+else ifdef XDG_CACHE_HOME
+MODEL_DIR ?= $(XDG_CACHE_HOME)/memcube/models/minilm-l6-v2
+else
+MODEL_DIR ?= $(HOME)/.cache/memcube/models/minilm-l6-v2
+endif
+# The scripts and the tests find the model by this name.
+override MEMCUBE_MODEL_DIR := $(MODEL_DIR)
+export MEMCUBE_MODEL_DIR
+
+# A rustup that was installed a minute ago is not on the PATH of this terminal yet.
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+
+CARGO = cargo
+LOCKED = --locked
+MEMCUBE = $(CARGO) run $(LOCKED) --profile $(PROFILE) $(if $(FEATURES),--features "$(FEATURES)") \
+	--bin memcube --
+
+.PHONY: help run test lint bench model setup doc openapi clean
+
+help: ## Lists these commands
+	@echo 'usage: make <command>'
+	@echo
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'Settings (DATA_DIR, LISTEN, MODEL_DIR, PROFILE, ...) are at the top of the Makefile.'
+
+run: setup model ## Sets up what is missing, builds, and starts a server on LISTEN
+	@echo 'run: building memcube ($(PROFILE)); the first build takes minutes, later ones seconds'
+	@echo 'run: then serving on `$(LISTEN)`, memories in `$(DATA_DIR)`; Ctrl-C stops it'
+	@mkdir -p '$(DATA_DIR)'
+	@exec $(MEMCUBE) serve --data-dir '$(DATA_DIR)' --listen '$(LISTEN)' --model-dir '$(MODEL_DIR)'
+
+test: setup model ## Runs every test of every crate, and sums them up in the last line
+	@.ci/cargo-test.sh --workspace $(LOCKED)
+
+# Two feature sets, no more: a third would compile the heavy crates a third time. The two lower
+# crates are checked by themselves, because in the workspace others switch features on for them.
+lint: setup ## Checks formatting, clippy, the lower crates alone, and the documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets --no-default-features -- -D warnings
+	$(CARGO) check $(LOCKED) -p memcube-schemas
+	$(CARGO) check $(LOCKED) -p memcube-actors
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(LOCKED) --no-deps --workspace
+	@if cargo deny --version >/dev/null 2>&1; then \
+		echo 'cargo deny check bans licenses sources'; \
+		cargo deny check bans licenses sources; \
+	else echo 'lint: `cargo deny` is not installed; `make test` checks the crate edges without it'; fi
+	@if command -v shellcheck >/dev/null 2>&1; then \
+		echo 'shellcheck'; shellcheck .ci/run .ci/*.sh deploy/*.sh benches/*.sh; \
+	else echo 'lint: `shellcheck` is not installed; the scripts were not checked'; fi
+
+bench: setup model ## Runs the benchmarks in benches/
+	@benches/run.sh
+
+model: ## Fetches the embedding model into MODEL_DIR, once
+	@deploy/fetch-model.sh
+
+setup: ## Checks for what building needs; installs it where it may
+	@deploy/setup.sh
+
+doc: setup ## Builds the documentation of all crates
+	$(CARGO) doc $(LOCKED) --no-deps --workspace
+
+openapi: setup ## Writes docs/openapi.json from the code
+	@mkdir -p docs
+	$(CARGO) run $(LOCKED) --bin memcube -- openapi > docs/openapi.json.new
+	@mv docs/openapi.json.new docs/openapi.json
+
+clean: ## Removes what was built; memories and the model stay
+	$(CARGO) clean

@@ -1,0 +1,461 @@
+//! The front door of a cube: finds or hydrates its actor, prepares texts, waits for the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use memcube_schemas::{
+    ConversationId, CubeId, MemoryId, RequestId, Version,
+    codec::decode,
+    command::{
+        AddedMemory, ChangedText, CubeCommand, CubeReply, MemoryChange, MemoryDraft, Selection,
+    },
+    conversation::{Message, Role},
+    cube::CubeManifest,
+    keys,
+    limits::{
+        CUBE_CALL_MS_MAX, INFO_BYTES_MAX, ITEM_TEXT_BYTES_MAX, MESSAGE_BYTES_MAX,
+        MESSAGES_PER_ADD_MAX, PAGE_ITEMS_MAX, QUERY_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, TOP_K_MAX,
+    },
+    memory::{MemoryItem, MemoryKind, MemoryRevision, MemoryStatus, SourceTurn},
+};
+use tokio::sync::oneshot;
+
+use super::{
+    Change, CubeKey, CubeMessage, ItemPage, Reply, SearchOutcome,
+    recall::{RecallRequest, SearchRequest, embedding_text},
+    seconds,
+};
+use crate::{
+    directory::Cubes,
+    embedder::Priority,
+    error::{Error, ErrorKind, Result},
+    host::Ended,
+    metrics as names,
+    reader::{ReadOptions, read_messages},
+    storage::RangeRead,
+    tenant::TenantContext,
+};
+
+/// How often a call is sent again because its cube had left RAM or had lost its ownership.
+const TRIES_MAX: usize = 4;
+
+/// What to remember.
+#[derive(Debug, Clone, Default)]
+pub struct AddRequest {
+    /// Messages of a conversation, in order.
+    pub messages: Vec<Message>,
+    /// Statements that are remembered as they stand.
+    pub facts: Vec<String>,
+    /// The conversation that the messages belong to.
+    pub conversation: Option<ConversationId>,
+    /// Labels for every item.
+    pub tags: Vec<String>,
+    /// Free-form data for every item: one JSON object in text form, or empty.
+    pub info: String,
+    /// Also remember what system and tool roles say.
+    pub remember_system_and_tool: bool,
+    /// Makes a retry harmless.
+    pub request: Option<RequestId>,
+}
+
+/// What was remembered; it is durable and findable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddOutcome {
+    /// In the order of the request.
+    pub memories: Vec<AddedMemory>,
+    /// Messages that made no memory: empty ones, and those of system and tool roles.
+    pub ignored_messages: usize,
+    /// The cube's version after it.
+    pub version: Version,
+}
+
+/// A change of one item.
+#[derive(Debug, Clone, Default)]
+pub struct UpdateRequest {
+    /// New text.
+    pub text: Option<String>,
+    /// New status.
+    pub status: Option<MemoryStatus>,
+    /// New labels.
+    pub tags: Option<Vec<String>>,
+    /// New free-form data.
+    pub info: Option<String>,
+    /// Refuse if the item has another revision by now.
+    pub expected_revision: Option<u32>,
+}
+
+/// What to forget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteRequest {
+    /// Which items.
+    pub selection: Selection,
+    /// Erase their history as well.
+    pub purge: bool,
+}
+
+/// The front door of one cube, for one caller. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct CubeHandle {
+    cubes: Cubes,
+    context: TenantContext,
+    key: CubeKey,
+}
+
+impl CubeHandle {
+    pub(crate) fn new(cubes: Cubes, context: TenantContext, cube: CubeId) -> Self {
+        let key = CubeKey { tenant: context.tenant().clone(), cube };
+        Self { cubes, context, key }
+    }
+
+    /// The cube's identifier.
+    #[must_use]
+    pub const fn id(&self) -> &CubeId {
+        &self.key.cube
+    }
+
+    /// Reads messages into memories and stores them. The answer means durable and findable.
+    ///
+    /// # Errors
+    /// `Invalid` past a limit, `NotFound` without such a cube, `Overloaded`, `Unavailable`.
+    pub async fn add(&self, request: AddRequest) -> Result<AddOutcome> {
+        check_add(&request)?;
+        let options = ReadOptions {
+            conversation: request.conversation.clone(),
+            tags: request.tags.clone(),
+            info: request.info.clone(),
+            remember_system_and_tool: request.remember_system_and_tool,
+        };
+        let mut drafts = read_messages(&request.messages, &options);
+        let remembered = drafts.iter().filter(|draft| draft.part.is_none_or(|(part, _)| part == 1));
+        let ignored_messages = request.messages.len().saturating_sub(remembered.count());
+        drafts.extend(request.facts.iter().filter(|fact| !fact.trim().is_empty()).map(|fact| {
+            fact_draft(fact.trim(), &request)
+        }));
+        // Fails early, before the expensive part, when there is no such cube.
+        self.cubes.slot(&self.key).await?;
+        self.embed_drafts(&mut drafts).await?;
+        let command = CubeCommand::AddMemories { drafts, request: request.request };
+        match self.change("add", command).await? {
+            CubeReply::Added { memories, version } => {
+                for memory in &memories {
+                    let folded = if memory.folded { "true" } else { "false" };
+                    metrics::counter!(names::MEMORIES_ADDED_TOTAL, "folded" => folded).increment(1);
+                }
+                Ok(AddOutcome { memories, ignored_messages, version })
+            }
+            CubeReply::Updated { .. } | CubeReply::Deleted { .. } => Err(unexpected_reply()),
+        }
+    }
+
+    async fn embed_drafts(&self, drafts: &mut [MemoryDraft]) -> Result<()> {
+        let Some(embedder) = self.cubes.embedder() else {
+            for draft in drafts {
+                draft.tokens = estimate_tokens(draft.text.len());
+            }
+            return Ok(());
+        };
+        let texts = drafts.iter().map(|draft| embedding_text(&draft.text)).collect();
+        let embeddings = embedder.embed(texts, Priority::Bulk).await?;
+        for (draft, embedding) in drafts.iter_mut().zip(embeddings) {
+            // What is not embedded, the dates, is cheap to estimate.
+            let dates = draft.text.len().saturating_sub(embedding_text(&draft.text).len());
+            draft.tokens = embedding.tokens + estimate_tokens(dates);
+            draft.vector = Some(embedding.vector);
+        }
+        Ok(())
+    }
+
+    /// Finds what the cube knows about a question.
+    ///
+    /// # Errors
+    /// `Invalid` for an empty or oversized query, `NotFound`, `Overloaded`, `Unavailable`.
+    pub async fn search(&self, request: SearchRequest) -> Result<SearchOutcome> {
+        if request.query.trim().is_empty() {
+            return Err(Error::invalid("`query` is empty; ask for something"));
+        }
+        if request.query.len() > QUERY_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "`query` has {} bytes, the limit is {QUERY_BYTES_MAX}",
+                request.query.len()
+            )));
+        }
+        if request.top_k == 0 || request.top_k > TOP_K_MAX {
+            return Err(Error::invalid(format!("`top_k` must be between 1 and {TOP_K_MAX}")));
+        }
+        self.cubes.slot(&self.key).await?;
+        let vector = match self.cubes.embedder() {
+            Some(embedder) => {
+                let mut embeddings =
+                    embedder.embed(vec![request.query.clone()], Priority::Query).await?;
+                embeddings.pop().map(|embedding| embedding.vector)
+            }
+            None => None,
+        };
+        let request = Box::new(RecallRequest { request, vector });
+        self.call("search", |reply| CubeMessage::Search { request: request.clone(), reply }).await
+    }
+
+    /// Reads one item.
+    ///
+    /// # Errors
+    /// `NotFound` without such a cube or item.
+    pub async fn get(&self, id: MemoryId) -> Result<Arc<MemoryItem>> {
+        self.call("get", |reply| CubeMessage::Get { id, reply }).await
+    }
+
+    /// Reads items in the order in which they were made, after one of them.
+    ///
+    /// # Errors
+    /// `Invalid` when the page is too large, `NotFound` without such a cube.
+    pub async fn list(&self, after: Option<MemoryId>, limit: usize) -> Result<ItemPage> {
+        if limit == 0 || limit > PAGE_ITEMS_MAX {
+            return Err(Error::invalid(format!("`limit` must be between 1 and {PAGE_ITEMS_MAX}")));
+        }
+        self.call("list", |reply| CubeMessage::List { after, limit, reply }).await
+    }
+
+    /// Reads the former versions of an item, oldest first; also of a deleted one.
+    ///
+    /// # Errors
+    /// `NotFound` when the cube never held such an item, or its history was purged.
+    pub async fn history(&self, id: MemoryId) -> Result<(Option<Arc<MemoryItem>>, Vec<MemoryRevision>)> {
+        let current = match self.get(id).await {
+            Ok(item) => Some(item),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.describe().await?;
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let range = keys::history_of_item(&self.key.tenant, &self.key.cube, id);
+        let output = self.cubes.store().read(vec![RangeRead::all(range)]).await?;
+        let entries = output.pages.into_iter().flat_map(|page| page.entries);
+        let revisions: Vec<MemoryRevision> =
+            entries.map(|entry| Ok(decode(&entry.value)?)).collect::<Result<_>>()?;
+        if current.is_none() && revisions.is_empty() {
+            return Err(Error::not_found(format!("this cube has no history of `{id}`")));
+        }
+        Ok((current, revisions))
+    }
+
+    /// Changes one item; its former version is kept.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict` when `expected_revision` no longer holds, `Invalid` when the lifecycle
+    /// refuses the new status.
+    pub async fn update(&self, id: MemoryId, request: UpdateRequest) -> Result<MemoryItem> {
+        let text = match request.text {
+            Some(text) => Some(self.changed_text(text).await?),
+            None => None,
+        };
+        if let Some(tags) = &request.tags {
+            check_tags(tags)?;
+        }
+        check_info(request.info.as_deref().unwrap_or(""))?;
+        let UpdateRequest { status, tags, info, expected_revision, .. } = request;
+        let change = MemoryChange { text, status, tags, info };
+        let command = CubeCommand::UpdateMemory { id, change, expected_revision };
+        match self.change("update", command).await? {
+            CubeReply::Updated { item } => Ok(*item),
+            CubeReply::Added { .. } | CubeReply::Deleted { .. } => Err(unexpected_reply()),
+        }
+    }
+
+    async fn changed_text(&self, text: String) -> Result<ChangedText> {
+        if text.trim().is_empty() || text.len() > ITEM_TEXT_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "`text` must have between 1 and {ITEM_TEXT_BYTES_MAX} bytes"
+            )));
+        }
+        let Some(embedder) = self.cubes.embedder() else {
+            let tokens = estimate_tokens(text.len());
+            return Ok(ChangedText { text, vector: None, tokens });
+        };
+        let texts = vec![embedding_text(&text)];
+        let embedding = embedder.embed(texts, Priority::Bulk).await?.pop();
+        let embedding = embedding.ok_or_else(|| Error::internal("the embedder returned nothing"))?;
+        Ok(ChangedText { text, vector: Some(embedding.vector), tokens: embedding.tokens })
+    }
+
+    /// Forgets items.
+    ///
+    /// # Errors
+    /// `NotFound` when an id is unknown, `Invalid` when an item is frozen; then nothing is deleted.
+    pub async fn delete(&self, request: DeleteRequest) -> Result<(Vec<MemoryId>, Version)> {
+        let DeleteRequest { selection, purge } = request;
+        match self.change("delete", CubeCommand::DeleteMemories { selection, purge }).await? {
+            CubeReply::Deleted { ids, version } => Ok((ids, version)),
+            CubeReply::Added { .. } | CubeReply::Updated { .. } => Err(unexpected_reply()),
+        }
+    }
+
+    /// Reads the cube's manifest.
+    ///
+    /// # Errors
+    /// `NotFound` without such a cube.
+    pub async fn describe(&self) -> Result<CubeManifest> {
+        self.call("describe", |reply| CubeMessage::Describe { reply }).await
+    }
+
+    /// Deletes the cube with everything in it. It cannot be undone.
+    ///
+    /// # Errors
+    /// `NotFound` without such a cube, `Unavailable` while it is being written.
+    pub async fn erase(&self) -> Result<()> {
+        self.call("erase", |reply| CubeMessage::Erase { reply }).await
+    }
+
+    async fn change(&self, name: &'static str, command: CubeCommand) -> Result<CubeReply> {
+        let by = self.context.principal();
+        self.call(name, |reply| {
+            CubeMessage::Change(Change { command: command.clone(), by: by.to_owned(), reply })
+        })
+        .await
+    }
+
+    async fn call<T: Send>(
+        &self,
+        name: &'static str,
+        message: impl Fn(Reply<T>) -> CubeMessage,
+    ) -> Result<T> {
+        let environment = self.cubes.environment();
+        let start = environment.monotonic_us();
+        let limit = Duration::from_millis(CUBE_CALL_MS_MAX);
+        let result = tokio::time::timeout(limit, self.call_cube(message)).await;
+        let result = result.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!(
+                "the cube `{}` did not answer within {CUBE_CALL_MS_MAX} ms; retry, and give an \
+                 idempotency key with an add",
+                self.key.cube
+            ))
+            .retry_after_ms(1_000))
+        });
+        let took = environment.monotonic_us().saturating_sub(start);
+        metrics::histogram!(names::CUBE_CALL_SECONDS, "command" => name).record(seconds(took));
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        metrics::counter!(names::CUBE_CALLS_TOTAL, "command" => name, "outcome" => outcome)
+            .increment(1);
+        result
+    }
+
+    /// Sends until a live incarnation of the cube answers. Only calls that had no effect are sent again.
+    async fn call_cube<T: Send>(&self, message: impl Fn(Reply<T>) -> CubeMessage) -> Result<T> {
+        for _ in 0..TRIES_MAX {
+            let slot = self.cubes.slot(&self.key).await?;
+            let (sender, receiver) = oneshot::channel();
+            let place = slot.take_place()?;
+            if slot.actor.cast(message(Reply::new(sender, place))).is_err() {
+                self.cubes.why_ended(&self.key, slot.actor.get_id()).await?;
+                continue;
+            }
+            match receiver.await {
+                Ok(Err(error)) if error.kind() == ErrorKind::Fenced => {
+                    self.cubes.why_ended(&self.key, slot.actor.get_id()).await?;
+                }
+                Ok(result) => return result,
+                Err(_) => match self.cubes.why_ended(&self.key, slot.actor.get_id()).await? {
+                    Ended::Passivated => {}
+                    Ended::Erased => return Err(self.gone()),
+                    Ended::Fenced => {
+                        return Err(Error::unavailable(
+                            "the cube changed its owner; the outcome is unknown, read before retrying",
+                        ));
+                    }
+                    Ended::Failed { reason } => return Err(self.failed(&reason)),
+                },
+            }
+        }
+        Err(Error::unavailable(format!("the cube `{}` keeps moving; retry", self.key.cube))
+            .retry_after_ms(500))
+    }
+
+    fn gone(&self) -> Error {
+        Error::not_found(format!("the cube `{}` was deleted", self.key.cube))
+    }
+
+    fn failed(&self, reason: &str) -> Error {
+        Error::unavailable(format!(
+            "the cube `{}` failed and was restarted ({reason}); if this was a change, its outcome is \
+             unknown: read before retrying",
+            self.key.cube
+        ))
+        .retry_after_ms(200)
+    }
+}
+
+fn unexpected_reply() -> Error {
+    Error::internal("the cube gave an answer to another question")
+}
+
+fn check_add(request: &AddRequest) -> Result<()> {
+    let count = request.messages.len() + request.facts.len();
+    if count == 0 {
+        return Err(Error::invalid("nothing to remember: give `messages` or `text`"));
+    }
+    if count > MESSAGES_PER_ADD_MAX {
+        return Err(Error::invalid(format!(
+            "{count} messages in one call, the limit is {MESSAGES_PER_ADD_MAX}; send them in several"
+        )));
+    }
+    let contents = request.messages.iter().map(|message| &message.content);
+    for (index, content) in contents.chain(&request.facts).enumerate() {
+        if content.len() > MESSAGE_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "message {index} has {} bytes, the limit is {MESSAGE_BYTES_MAX}; cut it",
+                content.len()
+            )));
+        }
+    }
+    check_tags(&request.tags)?;
+    check_info(&request.info)
+}
+
+fn check_tags(tags: &[String]) -> Result<()> {
+    if tags.len() > TAGS_MAX {
+        return Err(Error::invalid(format!("{} tags, the limit is {TAGS_MAX}", tags.len())));
+    }
+    match tags.iter().find(|tag| tag.len() > TAG_BYTES_MAX) {
+        Some(tag) => Err(Error::invalid(format!(
+            "a tag has {} bytes, the limit is {TAG_BYTES_MAX}",
+            tag.len()
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_info(info: &str) -> Result<()> {
+    if info.len() > INFO_BYTES_MAX {
+        return Err(Error::invalid(format!(
+            "`info` has {} bytes, the limit is {INFO_BYTES_MAX}",
+            info.len()
+        )));
+    }
+    Ok(())
+}
+
+fn fact_draft(text: &str, request: &AddRequest) -> MemoryDraft {
+    MemoryDraft {
+        kind: MemoryKind::Fact,
+        text: text.to_owned(),
+        speaker: None,
+        role: Role::User,
+        said_at_ms: None,
+        conversation: request.conversation.clone(),
+        part: None,
+        tags: request.tags.clone(),
+        info: request.info.clone(),
+        source: SourceTurn {
+            role: Role::User,
+            speaker: None,
+            chat_time: None,
+            message_id: None,
+            content: text.to_owned(),
+        },
+        vector: None,
+        tokens: 0,
+    }
+}
+
+/// Word pieces of a text for which no tokenizer is at hand: about four bytes each in English.
+fn estimate_tokens(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(4)).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,190 @@
+//! Brings a cube from the store into RAM: claim, read, and re-embed what another model embedded.
+
+use std::collections::BTreeMap;
+
+use memcube_schemas::{
+    Epoch, MemoryId, ModelId,
+    codec::{decode, encode},
+    cube::{CubeManifest, Ownership, RequestRecord},
+    keys,
+    memory::{MemoryItem, MemoryVector},
+};
+
+use super::{
+    journal,
+    recall::embedding_text,
+    state::{Claim, CubeKey, CubeState},
+};
+use crate::{
+    embedder::{EmbedderHandle, Priority},
+    environment::Environment,
+    error::{Error, ErrorKind, Result},
+    storage::{Check, Entry, Mutation, RangeRead, ReadOutput, SharedStore, StoreError},
+};
+
+/// Entries read at once; a big cube is read in pages, which its claim keeps consistent.
+const PAGE_ENTRIES: usize = 4_096;
+/// Vectors written in one commit while a cube is re-embedded.
+const REEMBED_COMMIT_ITEMS: usize = 256;
+
+/// What hydrating needs.
+#[derive(Clone)]
+pub(crate) struct Hydrator {
+    pub(crate) store: SharedStore,
+    pub(crate) environment: Environment,
+    pub(crate) embedder: Option<EmbedderHandle>,
+    pub(crate) node: String,
+}
+
+impl Hydrator {
+    /// Claims a cube and reads everything it holds.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such cube, `Corrupt` when a row cannot be read, `Unavailable` when
+    /// the store does not answer.
+    pub(crate) async fn hydrate(&self, key: CubeKey) -> Result<CubeState> {
+        let manifest = self.read_manifest(&key).await?;
+        let claim = self.claim(&key).await?;
+        // The former owner may have written between the first read and the claim, but not since.
+        let manifest = self.read_manifest(&key).await.unwrap_or(manifest);
+        let model = self.embedder.as_ref().map(|embedder| embedder.model().clone());
+        let mut vectors = match &manifest.embedder {
+            Some(embedder) if Some(embedder) == model.as_ref() => {
+                self.read_vectors(&key, embedder).await?
+            }
+            Some(_) | None => BTreeMap::new(),
+        };
+        let mut state = CubeState::new(key, claim, manifest, model);
+        let items = self.read_items(&state.key).await?;
+        self.embed_missing(&mut state, &items, &mut vectors).await?;
+        for item in items {
+            let vector = vectors.remove(&item.id);
+            state.insert(item, vector.as_deref());
+        }
+        for (id, record) in self.read_requests(&state.key).await? {
+            state.remember_request(id, record);
+        }
+        Ok(state)
+    }
+
+    async fn read_manifest(&self, key: &CubeKey) -> Result<CubeManifest> {
+        let read = RangeRead::key(keys::manifest(&key.tenant, &key.cube));
+        let output = self.store.read(vec![read]).await?;
+        match first_entry(&output) {
+            Some(entry) => Ok(decode(&entry.value)?),
+            None => Err(Error::not_found(format!("there is no cube `{}`", key.cube))),
+        }
+    }
+
+    /// Raises the epoch: from here on the store refuses every earlier owner.
+    async fn claim(&self, key: &CubeKey) -> Result<Claim> {
+        const TRIES: usize = 5;
+        let row = keys::ownership(&key.tenant, &key.cube);
+        for _ in 0..TRIES {
+            let output = self.store.read(vec![RangeRead::key(row.clone())]).await?;
+            let (check, epoch) = match first_entry(&output) {
+                Some(entry) => {
+                    let former: Ownership = decode(&entry.value)?;
+                    (Check::At { key: row.clone(), version: entry.version }, former.epoch.next())
+                }
+                None => (Check::Absent { key: row.clone() }, Epoch(1)),
+            };
+            let value = encode(&Ownership { epoch, node: self.node.clone() });
+            let set = Mutation::Set { key: row.clone(), value };
+            match journal::commit(&self.store, &self.environment, vec![check], vec![set]).await {
+                Ok(row) => return Ok(Claim { epoch, row }),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::unavailable(format!("another node keeps claiming the cube `{}`", key.cube)))
+    }
+
+    async fn read_all(&self, range: keys::KeyRange) -> Result<Vec<Entry>> {
+        let mut range = range;
+        let mut entries = Vec::new();
+        loop {
+            let output = self.store.read(vec![RangeRead::page(range.clone(), PAGE_ENTRIES)]).await?;
+            let Some(page) = output.pages.into_iter().next() else { return Ok(entries) };
+            let more = page.more;
+            entries.extend(page.entries);
+            match entries.last() {
+                Some(last) if more => range = range.after(&last.key),
+                Some(_) | None => return Ok(entries),
+            }
+        }
+    }
+
+    async fn read_items(&self, key: &CubeKey) -> Result<Vec<MemoryItem>> {
+        let entries = self.read_all(keys::items(&key.tenant, &key.cube)).await?;
+        entries.iter().map(|entry| Ok(decode::<MemoryItem>(&entry.value)?)).collect()
+    }
+
+    async fn read_vectors(
+        &self,
+        key: &CubeKey,
+        model: &ModelId,
+    ) -> Result<BTreeMap<MemoryId, Vec<f32>>> {
+        let entries = self.read_all(keys::vectors(&key.tenant, &key.cube, model)).await?;
+        let mut vectors = BTreeMap::new();
+        for entry in entries {
+            let id = keys::trailing_memory_id(&entry.key)
+                .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a vector key names no memory"))?;
+            vectors.insert(id, decode::<MemoryVector>(&entry.value)?.values);
+        }
+        Ok(vectors)
+    }
+
+    async fn read_requests(
+        &self,
+        key: &CubeKey,
+    ) -> Result<Vec<(memcube_schemas::RequestId, RequestRecord)>> {
+        let entries = self.read_all(keys::requests(&key.tenant, &key.cube)).await?;
+        let mut requests = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let id = keys::trailing_request_id(&entry.key)
+                .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a request key names no request"))?;
+            requests.push((id, decode::<RequestRecord>(&entry.value)?));
+        }
+        requests.sort_by_key(|(_, record)| record.version);
+        Ok(requests)
+    }
+
+    /// Embeds items that have no vector of the configured model: they were written without one, or
+    /// under another model, whose vectors leave in the same commit as the new ones arrive.
+    async fn embed_missing(
+        &self,
+        state: &mut CubeState,
+        items: &[MemoryItem],
+        vectors: &mut BTreeMap<MemoryId, Vec<f32>>,
+    ) -> Result<()> {
+        let (Some(embedder), Some(model)) = (&self.embedder, state.model.clone()) else {
+            return Ok(());
+        };
+        let missing: Vec<&MemoryItem> =
+            items.iter().filter(|item| !vectors.contains_key(&item.id)).collect();
+        for group in missing.chunks(REEMBED_COMMIT_ITEMS) {
+            let texts = group.iter().map(|item| embedding_text(&item.text)).collect();
+            let embeddings = embedder.embed(texts, Priority::Bulk).await?;
+            let mut mutations = Vec::with_capacity(group.len() + 2);
+            if let Some(former) = state.manifest.embedder.as_ref().filter(|id| **id != model) {
+                let range = keys::vectors(&state.key.tenant, &state.key.cube, former);
+                mutations.push(Mutation::ClearRange { range });
+            }
+            for (item, embedding) in group.iter().zip(embeddings) {
+                let vector = Some(embedding.vector.as_slice());
+                mutations.extend(journal::set_vector(&state.key, Some(&model), item, vector));
+                vectors.insert(item.id, embedding.vector);
+            }
+            state.manifest.embedder = Some(model.clone());
+            mutations.push(journal::set_manifest(&state.key, &state.manifest));
+            let checks = vec![journal::ownership_check(&state.key, &state.claim)];
+            journal::commit(&self.store, &self.environment, checks, mutations).await?;
+        }
+        Ok(())
+    }
+}
+
+fn first_entry(output: &ReadOutput) -> Option<&Entry> {
+    output.pages.first()?.entries.first()
+}

@@ -1,0 +1,143 @@
+//! The arrays that recall reads, kept in step with the items of a cube.
+
+use std::{collections::BTreeMap, fmt};
+
+use memcube_schemas::{MemoryId, memory::MemoryItem};
+
+use super::{
+    analysis::Analyzer,
+    dense::DenseArm,
+    features::{Form, form, without_dates},
+    lexical::LexicalArm,
+    slots::Slots,
+};
+
+/// Dead slots beyond this share of all make the index worth rebuilding.
+const DEAD_SHARE: usize = 4;
+const DEAD_MIN: usize = 64;
+
+/// Everything that recall knows of a cube's items.
+#[derive(Default)]
+pub struct RecallIndex {
+    pub(super) analyzer: Analyzer,
+    pub(super) slots: Slots,
+    pub(super) dense: DenseArm,
+    pub(super) lexical: LexicalArm,
+    pub(super) forms: Vec<Form>,
+    /// The terms of each slot, to take them out again.
+    terms: Vec<Vec<String>>,
+    own_terms: Vec<usize>,
+    /// First names of speakers with their number of items.
+    pub(super) speakers: BTreeMap<String, usize>,
+    /// Vectors of items that recall leaves out for now.
+    aside: BTreeMap<MemoryId, Vec<f32>>,
+}
+
+impl fmt::Debug for RecallIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecallIndex").field("items", &self.slots.live()).finish_non_exhaustive()
+    }
+}
+
+impl RecallIndex {
+    /// Takes in an item behind the one that was said before it.
+    pub fn insert(&mut self, item: &MemoryItem, vector: Option<&[f32]>) {
+        let terms = self.analyzer.terms(&item.text);
+        let body = without_dates(&item.text);
+        let speaker = item.speaker.as_deref().unwrap_or(item.role.as_str());
+        let own = body.strip_prefix(speaker).and_then(|rest| rest.strip_prefix(": "));
+        let own = own.unwrap_or(&body);
+        let own_terms = self.analyzer.terms(own).len();
+        let form = form(item, own, own_terms);
+        self.push(item.id, item.previous, vector, terms, own_terms, form);
+    }
+
+    fn push(
+        &mut self,
+        id: MemoryId,
+        previous: Option<MemoryId>,
+        vector: Option<&[f32]>,
+        terms: Vec<String>,
+        own_terms: usize,
+        form: Form,
+    ) {
+        if let Some(speaker) = &form.speaker {
+            *self.speakers.entry(speaker.clone()).or_default() += 1;
+        }
+        let slot = self.slots.push(id, previous);
+        self.lexical.push(&self.slots, slot, &terms, own_terms);
+        self.dense.push(vector);
+        self.forms.push(form);
+        self.terms.push(terms);
+        self.own_terms.push(own_terms);
+    }
+
+    /// Takes an item out.
+    pub fn remove(&mut self, id: MemoryId) {
+        let Some(slot) = self.slots.slot(id) else { return };
+        let around = self.slots.window(slot);
+        self.slots.remove(id);
+        let place = slot as usize;
+        let terms = std::mem::take(&mut self.terms[place]);
+        self.lexical.remove(&self.slots, slot, &terms, around);
+        if let Some(speaker) = self.forms[place].speaker.take()
+            && let Some(count) = self.speakers.get_mut(&speaker)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.speakers.remove(&speaker);
+            }
+        }
+        let dead = self.slots.dead();
+        if dead > DEAD_MIN && dead * DEAD_SHARE > self.slots.len() {
+            self.rebuild();
+        }
+    }
+
+    /// Leaves the dead slots behind.
+    fn rebuild(&mut self) {
+        let former = std::mem::take(self);
+        self.aside = former.aside;
+        let mut parts = former.terms.into_iter().zip(former.own_terms).zip(former.forms);
+        for slot in 0..former.slots.len() {
+            let Some(((terms, own_terms), form)) = parts.next() else { break };
+            if former.slots.is_live[slot] {
+                let previous = former.slots.previous[slot];
+                let previous = former.slots.ids.get(previous as usize).copied();
+                let vector = former.dense.vector(slot);
+                self.push(former.slots.ids[slot], previous, vector, terms, own_terms, form);
+            }
+        }
+    }
+
+    /// The vector of an item, if it has one.
+    #[must_use]
+    pub fn vector(&self, id: MemoryId) -> Option<Vec<f32>> {
+        match self.slots.slot(id) {
+            Some(slot) => self.dense.vector(slot as usize).map(<[f32]>::to_vec),
+            None => self.aside.get(&id).cloned(),
+        }
+    }
+
+    /// Keeps the vector of an item that recall leaves out for now.
+    pub fn set_aside(&mut self, id: MemoryId, vector: Vec<f32>) {
+        self.aside.insert(id, vector);
+    }
+
+    /// Drops a vector that was set aside.
+    pub fn forget_aside(&mut self, id: MemoryId) {
+        self.aside.remove(&id);
+    }
+
+    /// Items that recall looks at.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.live()
+    }
+
+    /// Whether there is nothing to find.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

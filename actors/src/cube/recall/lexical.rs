@@ -1,0 +1,195 @@
+//! The lexical arm: BM25 in which a short turn borrows words from the turns around it.
+//!
+//! Okapi BM25 with Lucene's idf, where the frequency of a term in an item is its own plus a weighted
+//! sum over the two items before and behind it in the conversation. An answer such as "Since 2016!"
+//! is found by the words of the question before it, with one inverted index instead of a second view.
+
+use std::collections::BTreeMap;
+
+use super::{
+    rank::weights::{BM25_B, BM25_K1, WINDOW, WINDOW_FULL_TERMS},
+    slots::{NONE, Slots},
+};
+
+#[derive(Debug, Clone, Copy)]
+struct Posting {
+    slot: u32,
+    frequency: f32,
+}
+
+/// The inverted index of a cube.
+#[derive(Debug, Default)]
+pub(crate) struct LexicalArm {
+    postings: BTreeMap<String, Vec<Posting>>,
+    /// Terms of each item.
+    lengths: Vec<f32>,
+    /// How far an item opens to its neighbours: 1 for short ones, less for long ones.
+    openness: Vec<f32>,
+    /// Weights of the neighbours of each slot, in the order of [`Slots::window`].
+    weights: Vec<[f32; 4]>,
+    /// Terms of each item with what it borrows.
+    window_lengths: Vec<f32>,
+    window_length_sum: f64,
+}
+
+impl LexicalArm {
+    /// Appends the next slot; its links must stand in `slots` already.
+    pub(crate) fn push(&mut self, slots: &Slots, slot: u32, terms: &[String], own_terms: usize) {
+        let mut frequencies: BTreeMap<&str, f32> = BTreeMap::new();
+        for term in terms {
+            *frequencies.entry(term).or_default() += 1.0;
+        }
+        for (term, frequency) in frequencies {
+            let posting = Posting { slot, frequency };
+            match self.postings.get_mut(term) {
+                Some(postings) => postings.push(posting),
+                None => drop(self.postings.insert(term.to_owned(), vec![posting])),
+            }
+        }
+        self.lengths.push(terms.len() as f32);
+        self.openness.push((WINDOW_FULL_TERMS / own_terms.max(1) as f32).min(1.0));
+        self.weights.push([0.0; 4]);
+        self.window_lengths.push(0.0);
+        self.refresh_around(slots, slot);
+    }
+
+    /// Takes an item out; its links are gone from `slots` already, `around` held them.
+    pub(crate) fn remove(&mut self, slots: &Slots, slot: u32, terms: &[String], around: [u32; 4]) {
+        for term in terms {
+            let Some(postings) = self.postings.get_mut(term) else { continue };
+            if let Ok(place) = postings.binary_search_by_key(&slot, |posting| posting.slot) {
+                postings.remove(place);
+            }
+            if postings.is_empty() {
+                self.postings.remove(term);
+            }
+        }
+        let place = slot as usize;
+        self.window_length_sum -= f64::from(self.window_lengths[place]);
+        self.window_lengths[place] = 0.0;
+        self.lengths[place] = 0.0;
+        self.weights[place] = [0.0; 4];
+        for neighbour in around.into_iter().filter(|neighbour| *neighbour != NONE) {
+            self.refresh(slots, neighbour);
+        }
+    }
+
+    fn refresh_around(&mut self, slots: &Slots, slot: u32) {
+        self.refresh(slots, slot);
+        for neighbour in slots.window(slot).into_iter().filter(|neighbour| *neighbour != NONE) {
+            self.refresh(slots, neighbour);
+        }
+    }
+
+    fn refresh(&mut self, slots: &Slots, slot: u32) {
+        let place = slot as usize;
+        let mut length = self.lengths[place];
+        for (index, neighbour) in slots.window(slot).into_iter().enumerate() {
+            let weight = if neighbour == NONE {
+                0.0
+            } else {
+                WINDOW[index] * self.openness[place] * self.openness[neighbour as usize]
+            };
+            self.weights[place][index] = weight;
+            if neighbour != NONE {
+                length += weight * self.lengths[neighbour as usize];
+            }
+        }
+        self.window_length_sum += f64::from(length) - f64::from(self.window_lengths[place]);
+        self.window_lengths[place] = length;
+    }
+
+    /// Adds to each value a weighted sum of its neighbours' values.
+    pub(crate) fn smear(&self, slots: &Slots, values: &[f32]) -> Vec<f32> {
+        let mut smeared = values.to_vec();
+        for (slot, value) in smeared.iter_mut().enumerate() {
+            let weights = &self.weights[slot];
+            let window = slots.window(slot as u32);
+            for (weight, neighbour) in weights.iter().zip(window) {
+                if neighbour != NONE {
+                    *value += weight * values[neighbour as usize];
+                }
+            }
+        }
+        smeared
+    }
+
+    /// A value averaged over an item and the neighbours that it borrows from.
+    pub(crate) fn average(&self, slots: &Slots, values: &[f32], slot: usize) -> f32 {
+        let (mut sum, mut total) = (values[slot], 1.0);
+        for (weight, neighbour) in self.weights[slot].iter().zip(slots.window(slot as u32)) {
+            if neighbour != NONE {
+                sum += weight * values[neighbour as usize];
+                total += weight;
+            }
+        }
+        sum / total
+    }
+
+    /// The score of an item that consisted of these terms and nothing else, over and over.
+    pub(crate) fn best_possible(&self, slots: &Slots, terms: &[String]) -> f32 {
+        let live = slots.live() as f32;
+        let documents = |term| self.postings.get(term).map_or(0.0, |postings| postings.len() as f32);
+        terms.iter().map(|term| (BM25_K1 + 1.0) * idf(live, documents(term))).sum()
+    }
+
+    /// BM25 of every slot for these terms; `None` when no item holds any of them.
+    pub(crate) fn scores(&self, slots: &Slots, terms: &[String]) -> Option<Vec<f32>> {
+        let live = slots.live() as f32;
+        let average = (self.window_length_sum / f64::from(live.max(1.0))).max(1e-9);
+        let mut scores = vec![0.0_f32; slots.len()];
+        let mut frequencies = vec![0.0_f32; slots.len()];
+        let mut touched: Vec<u32> = Vec::new();
+        let mut found = false;
+        for term in terms {
+            let Some(postings) = self.postings.get(term) else { continue };
+            found = true;
+            let documents = postings.len() as f32;
+            let idf = idf(live, documents);
+            self.spread(slots, postings, &mut frequencies, &mut touched);
+            for slot in touched.drain(..) {
+                let place = slot as usize;
+                let frequency = std::mem::take(&mut frequencies[place]);
+                let relative = f64::from(self.window_lengths[place]) / average;
+                let norm = BM25_K1 * (1.0 - BM25_B + BM25_B * relative as f32);
+                scores[place] += idf * frequency * (BM25_K1 + 1.0) / (frequency + norm);
+            }
+        }
+        found.then_some(scores)
+    }
+
+    /// Gives the frequencies of a term to the items that hold it and to those that borrow from them.
+    fn spread(
+        &self,
+        slots: &Slots,
+        postings: &[Posting],
+        frequencies: &mut [f32],
+        touched: &mut Vec<u32>,
+    ) {
+        // From the lender's side the window is mirrored: who stands behind me has me before it.
+        const MIRRORED: [usize; 4] = [1, 0, 3, 2];
+        let mut give = |slot: u32, frequency: f32| {
+            let sum = &mut frequencies[slot as usize];
+            if *sum == 0.0 {
+                touched.push(slot);
+            }
+            *sum += frequency;
+        };
+        for posting in postings {
+            give(posting.slot, posting.frequency);
+            for (index, neighbour) in slots.window(posting.slot).into_iter().enumerate() {
+                if neighbour != NONE {
+                    let weight = self.weights[neighbour as usize][MIRRORED[index]];
+                    if weight > 0.0 {
+                        give(neighbour, weight * posting.frequency);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How much a term tells, by the number of items that hold it (Lucene's form, never negative).
+fn idf(live: f32, documents: f32) -> f32 {
+    (1.0 + (live - documents + 0.5) / (documents + 0.5)).ln()
+}

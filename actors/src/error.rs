@@ -1,0 +1,133 @@
+//! One error type; its kind says what the caller should do.
+
+use std::fmt;
+
+use memcube_schemas::{InvalidId, codec::DecodeError};
+
+use crate::storage::StoreError;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the caller should do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// It is not there: check the name.
+    NotFound,
+    /// The request cannot be carried out as it stands: change it.
+    Invalid,
+    /// Somebody else changed it, or it exists already: read again and retry with the fresh version.
+    Conflict,
+    /// Not possible now: retry later.
+    Unavailable,
+    /// Too much at once: back off; the error carries `retry_after_ms`.
+    Overloaded,
+    /// This owner was replaced by another: ask the directory again.
+    Fenced,
+    /// Something stored is damaged, or a cube is quarantined: an operator has to look.
+    Corrupt,
+    /// A defect of memcube: report it.
+    Internal,
+}
+
+/// An error with its kind and a message that says what is wrong and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    retry_after_ms: Option<u64>,
+}
+
+impl Error {
+    /// Builds an error.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), retry_after_ms: None }
+    }
+
+    /// It is not there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, message)
+    }
+
+    /// The request cannot be carried out as it stands.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// Not possible now.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unavailable, message)
+    }
+
+    /// A queue is full.
+    pub fn overloaded(queue: &str, retry_after_ms: u64) -> Self {
+        Self {
+            kind: ErrorKind::Overloaded,
+            message: format!("{queue} is full; retry after {retry_after_ms} ms"),
+            retry_after_ms: Some(retry_after_ms),
+        }
+    }
+
+    /// A defect of memcube.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
+    /// The same error, with a time after which a retry makes sense.
+    #[must_use]
+    pub fn retry_after_ms(mut self, milliseconds: u64) -> Self {
+        self.retry_after_ms = Some(milliseconds);
+        self
+    }
+
+    /// What the caller should do.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// When a retry makes sense, in milliseconds from now.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<u64> {
+        self.retry_after_ms
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let kind = match &error {
+            StoreError::Conflict { .. } => ErrorKind::Conflict,
+            StoreError::TooLarge { .. } => ErrorKind::Invalid,
+            StoreError::Overloaded => return Self::overloaded("the state store's queue", 100),
+            StoreError::Unknown | StoreError::Unavailable { .. } => ErrorKind::Unavailable,
+            StoreError::Corrupt { .. } => ErrorKind::Corrupt,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<DecodeError> for Error {
+    fn from(error: DecodeError) -> Self {
+        Self::new(ErrorKind::Corrupt, error.to_string())
+    }
+}
+
+impl From<InvalidId> for Error {
+    fn from(error: InvalidId) -> Self {
+        Self::invalid(error.to_string())
+    }
+}

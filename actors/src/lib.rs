@@ -1,0 +1,23 @@
+//! Who acts in memcube: cubes, the reader, the embedder, supervision, and the ports they need.
+//!
+//! Invariant: nothing here reads the wall clock, an unseeded generator or the order of a hash map;
+//! time, randomness and heavy work come from [`environment::Environment`], so that the same actors
+//! run in production and in a simulation that replays from a seed.
+
+#![warn(missing_docs)]
+
+pub mod cube;
+pub mod directory;
+pub mod embedder;
+pub mod environment;
+pub mod error;
+pub mod host;
+pub mod metrics;
+pub mod reader;
+pub mod storage;
+pub mod tenant;
+
+pub use cube::CubeHandle;
+pub use directory::{CubeDescription, Cubes, NodeParts};
+pub use error::{Error, ErrorKind, Result};
+pub use tenant::TenantContext;

@@ -1,0 +1,62 @@
+//! Every metric: its name, unit, labels and meaning. No other file spells a metric's name.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Requests answered, by `route`, `method` and `status`.
+pub const HTTP_REQUESTS_TOTAL: &str = "memcube_http_requests_total";
+/// Time to answer a request, by `route` and `method`.
+pub const HTTP_REQUEST_SECONDS: &str = "memcube_http_request_seconds";
+/// Calls of cubes, by `command` and `outcome`.
+pub const CUBE_CALLS_TOTAL: &str = "memcube_cube_calls_total";
+/// Time of a cube call, queueing and commit included, by `command`.
+pub const CUBE_CALL_SECONDS: &str = "memcube_cube_call_seconds";
+/// Time of one recall inside a cube, query embedding excluded.
+pub const RECALL_SECONDS: &str = "memcube_recall_seconds";
+/// Time to hydrate a cube.
+pub const CUBE_HYDRATE_SECONDS: &str = "memcube_cube_hydrate_seconds";
+/// Cube actors that are hydrated now.
+pub const CUBES_HOT: &str = "memcube_cubes_hot";
+/// Cubes in quarantine now.
+pub const CUBES_QUARANTINED: &str = "memcube_cubes_quarantined";
+/// Panics of cube actors.
+pub const CUBE_PANICS_TOTAL: &str = "memcube_cube_panics_total";
+/// Memories added; repetitions that were folded are labelled `folded="true"`.
+pub const MEMORIES_ADDED_TOTAL: &str = "memcube_memories_added_total";
+/// Texts embedded, by `priority`.
+pub const EMBEDDED_TEXTS_TOTAL: &str = "memcube_embedded_texts_total";
+/// Time of one forward pass of the embedder.
+pub const EMBED_BATCH_SECONDS: &str = "memcube_embed_batch_seconds";
+/// Texts in one forward pass of the embedder.
+pub const EMBED_BATCH_TEXTS: &str = "memcube_embed_batch_texts";
+/// Time of a commit in the state store, fsync included.
+pub const STORE_COMMIT_SECONDS: &str = "memcube_store_commit_seconds";
+/// Commits of the state store, by `outcome`.
+pub const STORE_COMMITS_TOTAL: &str = "memcube_store_commits_total";
+/// Commits that shared one fsync.
+pub const STORE_GROUP_COMMITS: &str = "memcube_store_group_commits";
+
+/// Tells the recorder what each metric means. Called once, after a recorder was installed.
+pub fn describe() {
+    let counter = |name: &'static str, text: &'static str| {
+        describe_counter!(name, Unit::Count, text);
+    };
+    counter(HTTP_REQUESTS_TOTAL, "requests answered");
+    counter(CUBE_CALLS_TOTAL, "calls of cubes");
+    counter(CUBE_PANICS_TOTAL, "panics of cube actors");
+    counter(MEMORIES_ADDED_TOTAL, "memories added");
+    counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
+    counter(STORE_COMMITS_TOTAL, "commits of the state store");
+    describe_gauge!(CUBES_HOT, Unit::Count, "cube actors hydrated now");
+    describe_gauge!(CUBES_QUARANTINED, Unit::Count, "cubes in quarantine now");
+    let seconds = |name: &'static str, text: &'static str| {
+        describe_histogram!(name, Unit::Seconds, text);
+    };
+    seconds(HTTP_REQUEST_SECONDS, "time to answer a request");
+    seconds(CUBE_CALL_SECONDS, "time of a cube call, commit included");
+    seconds(RECALL_SECONDS, "time of one recall, query embedding excluded");
+    seconds(CUBE_HYDRATE_SECONDS, "time to hydrate a cube");
+    seconds(EMBED_BATCH_SECONDS, "time of one forward pass of the embedder");
+    seconds(STORE_COMMIT_SECONDS, "time of a commit, fsync included");
+    describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");
+    describe_histogram!(STORE_GROUP_COMMITS, Unit::Count, "commits that shared one fsync");
+}

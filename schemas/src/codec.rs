@@ -1,0 +1,100 @@
+//! The envelope around every stored value, and the only place that validates bytes.
+//!
+//! Layout: magic `mc` (2 bytes), kind (1 byte), format version (1 byte, big part of a promise: old
+//! versions stay readable), CRC-32C of the payload (4 bytes, little endian), then the payload: an
+//! rkyv archive, aligned on read.
+
+use std::fmt;
+
+use rkyv::{
+    Archive, Deserialize, Serialize,
+    api::high::{HighDeserializer, HighSerializer, HighValidator},
+    bytecheck::CheckBytes,
+    rancor,
+    ser::allocator::ArenaHandle,
+    util::AlignedVec,
+};
+
+const MAGIC: [u8; 2] = *b"mc";
+const HEADER_BYTES: usize = 8;
+
+/// Bytes that could not be read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodeError {
+    /// Which stored type was expected.
+    pub expected: &'static str,
+    /// What is wrong with the bytes.
+    pub reason: String,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot read a stored {}: {}", self.expected, self.reason)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// A type that is stored: it has a name, a kind byte that is never reused, and a format version.
+pub trait Stored: Sized {
+    /// Name for messages.
+    const NAME: &'static str;
+    /// Kind byte; unique among stored types, never reused.
+    const KIND: u8;
+    /// Format version written today. Raise it when the layout changes, and keep reading old ones.
+    const FORMAT: u8;
+}
+
+/// Writes a value into its envelope.
+///
+/// # Panics
+/// Never on the types of this crate: archiving into memory cannot fail for them.
+pub fn encode<T>(value: &T) -> Vec<u8>
+where
+    T: Stored + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+{
+    let payload = rkyv::to_bytes::<rancor::Error>(value)
+        .expect("invariant: archiving a stored type into memory does not fail");
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&[T::KIND, T::FORMAT]);
+    bytes.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
+    bytes.extend_from_slice(&payload);
+    bytes
+}
+
+/// Reads a value back from its envelope.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are of another type, of an unknown format version, or damaged.
+pub fn decode<T>(bytes: &[u8]) -> Result<T, DecodeError>
+where
+    T: Stored + Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+        + Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    let refuse = |reason: String| DecodeError { expected: T::NAME, reason };
+    let (header, payload) = bytes
+        .split_at_checked(HEADER_BYTES)
+        .ok_or_else(|| refuse(format!("only {} bytes", bytes.len())))?;
+    if header[..2] != MAGIC {
+        return Err(refuse("the magic bytes are missing".to_owned()));
+    }
+    if header[2] != T::KIND {
+        return Err(refuse(format!("kind {} instead of {}", header[2], T::KIND)));
+    }
+    if header[3] != T::FORMAT {
+        return Err(refuse(format!(
+            "format version {} was written by a newer memcube (this one reads {})",
+            header[3],
+            T::FORMAT
+        )));
+    }
+    let checksum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    if crc32c::crc32c(payload) != checksum {
+        return Err(refuse("the checksum does not match, the bytes are damaged".to_owned()));
+    }
+    let mut aligned: AlignedVec = AlignedVec::with_capacity(payload.len());
+    aligned.extend_from_slice(payload);
+    rkyv::from_bytes::<T, rancor::Error>(&aligned).map_err(|error| refuse(error.to_string()))
+}

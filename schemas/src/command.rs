@@ -1,0 +1,169 @@
+//! What a cube is asked to do (commands), what then happened (events), what it answers (replies).
+
+use crate::{
+    conversation::Role,
+    ids::{ConversationId, MemoryId, RequestId, Version},
+    memory::{MemoryItem, MemoryKind, MemoryStatus, SourceTurn},
+};
+
+/// A memory before it has an identifier: what the reader makes of messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryDraft {
+    /// What sort of memory it is.
+    pub kind: MemoryKind,
+    /// The memory as a model should read it.
+    pub text: String,
+    /// The speaker's name, if known.
+    pub speaker: Option<String>,
+    /// Who spoke.
+    pub role: Role,
+    /// When it was said: Unix milliseconds.
+    pub said_at_ms: Option<i64>,
+    /// The conversation it was said in.
+    pub conversation: Option<ConversationId>,
+    /// Position and number of parts of a long message.
+    pub part: Option<(u32, u32)>,
+    /// Labels given by the caller.
+    pub tags: Vec<String>,
+    /// Free-form data as one JSON object in text form; empty if none.
+    pub info: String,
+    /// The message it came from.
+    pub source: SourceTurn,
+    /// Unit vector of `text`; `None` where no embedder is configured.
+    pub vector: Option<Vec<f32>>,
+    /// Word pieces of `text`.
+    pub tokens: u32,
+}
+
+/// A change of one item.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MemoryChange {
+    /// New text with its vector and token count.
+    pub text: Option<ChangedText>,
+    /// New status; the lifecycle decides whether it is allowed.
+    pub status: Option<MemoryStatus>,
+    /// New labels.
+    pub tags: Option<Vec<String>>,
+    /// New free-form data.
+    pub info: Option<String>,
+}
+
+/// A text together with what is derived from it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChangedText {
+    /// The new text.
+    pub text: String,
+    /// Its unit vector, where an embedder is configured.
+    pub vector: Option<Vec<f32>>,
+    /// Its word pieces.
+    pub tokens: u32,
+}
+
+/// Which items a deletion means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selection {
+    /// These; an unknown one fails the whole command.
+    Ids(Vec<MemoryId>),
+    /// Those of one conversation.
+    Conversation(ConversationId),
+    /// All of them.
+    All,
+}
+
+/// A request to change a cube.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CubeCommand {
+    /// Remember these.
+    AddMemories {
+        /// In the order in which they were said.
+        drafts: Vec<MemoryDraft>,
+        /// Makes a retry harmless.
+        request: Option<RequestId>,
+    },
+    /// Change one item.
+    UpdateMemory {
+        /// Which.
+        id: MemoryId,
+        /// How.
+        change: MemoryChange,
+        /// Refuse if the item has another revision by now.
+        expected_revision: Option<u32>,
+    },
+    /// Forget items.
+    DeleteMemories {
+        /// Which.
+        selection: Selection,
+        /// Erase their history as well.
+        purge: bool,
+    },
+}
+
+/// What became of one draft.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedMemory {
+    /// The item that now holds it.
+    pub id: MemoryId,
+    /// Its text.
+    pub text: String,
+    /// What sort of memory it is.
+    pub kind: MemoryKind,
+    /// `true` when the cube held the same memory before, and only counted it again.
+    pub folded: bool,
+}
+
+/// A recorded change of a cube.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CubeEvent {
+    /// A new item.
+    MemoryAdded {
+        /// The item.
+        item: MemoryItem,
+        /// Its vector.
+        vector: Option<Vec<f32>>,
+    },
+    /// A known item was said again.
+    MemoryRepeated {
+        /// The item, with the repetition counted.
+        item: MemoryItem,
+    },
+    /// An item was changed.
+    MemoryUpdated {
+        /// As it was.
+        former: MemoryItem,
+        /// As it is.
+        item: MemoryItem,
+        /// The vector of a new text; `None` when the text stayed.
+        vector: Option<Vec<f32>>,
+    },
+    /// An item was forgotten.
+    MemoryDeleted {
+        /// As it was.
+        former: MemoryItem,
+        /// Its history goes too.
+        purge: bool,
+    },
+}
+
+/// The answer to a command, given once it is durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CubeReply {
+    /// One entry for each draft, in order.
+    Added {
+        /// What became of the drafts.
+        memories: Vec<AddedMemory>,
+        /// The cube's version after it.
+        version: Version,
+    },
+    /// The item as it is now.
+    Updated {
+        /// The item.
+        item: Box<MemoryItem>,
+    },
+    /// What was forgotten.
+    Deleted {
+        /// The items that are gone.
+        ids: Vec<MemoryId>,
+        /// The cube's version after it.
+        version: Version,
+    },
+}

@@ -1,0 +1,84 @@
+//! The cube itself: one version over all it holds.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{
+    codec::Stored,
+    ids::{CubeId, Epoch, MemoryId, ModelId, UserId, Version},
+};
+
+/// What a cube is, apart from its items. Stored under `keys::manifest`, rewritten by every commit.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct CubeManifest {
+    /// Its identifier.
+    pub id: CubeId,
+    /// A name for people.
+    pub name: String,
+    /// Whom it belongs to.
+    pub owner: Option<UserId>,
+    /// When it was made: Unix milliseconds.
+    pub created_at_ms: i64,
+    /// When it was last changed: Unix milliseconds.
+    pub updated_at_ms: i64,
+    /// Grows with every commit.
+    pub version: Version,
+    /// Items it holds, whatever their status.
+    pub items: u64,
+    /// The model whose vectors lie beside the items; `None` while there are none.
+    pub embedder: Option<ModelId>,
+}
+
+impl Stored for CubeManifest {
+    const NAME: &'static str = "cube manifest";
+    const KIND: u8 = 4;
+    const FORMAT: u8 = 1;
+}
+
+/// Who owns a cube. Stored under `keys::ownership`, written only on claim and hand-off.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Ownership {
+    /// The term; every claim raises it.
+    pub epoch: Epoch,
+    /// The node that holds it.
+    pub node: String,
+}
+
+impl Stored for Ownership {
+    const NAME: &'static str = "cube ownership";
+    const KIND: u8 = 5;
+    const FORMAT: u8 = 1;
+}
+
+/// An API key as it is stored: never the key, only what its hash unlocks. See `keys::api_key`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ApiKeyRecord {
+    /// The tenant it speaks for.
+    pub tenant: crate::ids::TenantId,
+    /// A name for people, shown in histories.
+    pub name: String,
+    /// When it was made: Unix milliseconds.
+    pub created_at_ms: i64,
+}
+
+impl Stored for ApiKeyRecord {
+    const NAME: &'static str = "API key record";
+    const KIND: u8 = 6;
+    const FORMAT: u8 = 1;
+}
+
+/// The outcome of a request that carried an idempotency key. See `keys::request`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RequestRecord {
+    /// Identifies what was asked, so that a reused key with another request is refused.
+    pub fingerprint: u64,
+    /// For each draft, in order: the item that holds it, and whether it was folded into a known one.
+    pub added: Vec<(MemoryId, bool)>,
+    /// The cube's version after it.
+    pub version: Version,
+}
+
+impl Stored for RequestRecord {
+    const NAME: &'static str = "request record";
+    const KIND: u8 = 7;
+    const FORMAT: u8 = 1;
+}

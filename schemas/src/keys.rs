@@ -1,0 +1,178 @@
+//! The key space: one function a kind of key, tenant first, order-preserving tuples.
+//!
+//! Keys are packed in FoundationDB's tuple layer (<https://apple.github.io/foundationdb/data-modeling.html#tuples>),
+//! so that a range of keys is a range of tuples in every backend. Invariant: except for API keys, which
+//! are looked up before the tenant is known, the first element is the tenant: a read across tenants
+//! cannot be expressed. Ordinals are persisted and never reused.
+
+use foundationdb_tuple::{Bytes, Element, pack, unpack};
+
+use crate::ids::{CubeId, MemoryId, ModelId, RequestId, TenantId};
+
+/// First element of keys that belong to the installation. No [`TenantId`] is empty.
+const INSTALLATION: &str = "";
+
+const API_KEY: u16 = 1;
+const MANIFEST: u16 = 10;
+const OWNERSHIP: u16 = 11;
+const ITEM: u16 = 12;
+const HISTORY: u16 = 13;
+const VECTOR: u16 = 14;
+const REQUEST: u16 = 15;
+
+/// A half-open range of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    /// First key inside.
+    pub start: Vec<u8>,
+    /// First key outside.
+    pub end: Vec<u8>,
+}
+
+impl KeyRange {
+    /// All keys that extend this packed tuple.
+    #[must_use]
+    pub fn below(tuple: &[u8]) -> Self {
+        let mut start = tuple.to_vec();
+        let mut end = start.clone();
+        start.push(0x00);
+        end.push(0xff);
+        Self { start, end }
+    }
+
+    /// The range that holds one key only.
+    #[must_use]
+    pub fn only(key: Vec<u8>) -> Self {
+        let mut end = key.clone();
+        end.push(0x00);
+        Self { start: key, end }
+    }
+
+    /// The same range, from just after `key` on.
+    #[must_use]
+    pub fn after(mut self, key: &[u8]) -> Self {
+        self.start = key.to_vec();
+        self.start.push(0x00);
+        self
+    }
+
+    /// Whether a key lies inside.
+    #[must_use]
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.start.as_slice() <= key && key < self.end.as_slice()
+    }
+}
+
+/// The record of an API key, by the SHA-256 of the key.
+#[must_use]
+pub fn api_key(hash: &[u8; 32]) -> Vec<u8> {
+    pack(&(INSTALLATION, API_KEY, Bytes::from(&hash[..])))
+}
+
+/// All API keys of the installation.
+#[must_use]
+pub fn api_keys() -> KeyRange {
+    KeyRange::below(&pack(&(INSTALLATION, API_KEY)))
+}
+
+/// A cube's manifest.
+#[must_use]
+pub fn manifest(tenant: &TenantId, cube: &CubeId) -> Vec<u8> {
+    pack(&(tenant.as_str(), MANIFEST, cube.as_str()))
+}
+
+/// The manifests of a tenant's cubes, by cube id.
+#[must_use]
+pub fn manifests(tenant: &TenantId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), MANIFEST)))
+}
+
+/// Who owns a cube.
+#[must_use]
+pub fn ownership(tenant: &TenantId, cube: &CubeId) -> Vec<u8> {
+    pack(&(tenant.as_str(), OWNERSHIP, cube.as_str()))
+}
+
+/// One memory item.
+#[must_use]
+pub fn item(tenant: &TenantId, cube: &CubeId, id: MemoryId) -> Vec<u8> {
+    pack(&(tenant.as_str(), ITEM, cube.as_str(), Bytes::from(&id.as_bytes()[..])))
+}
+
+/// The items of a cube, in the order in which they were made.
+#[must_use]
+pub fn items(tenant: &TenantId, cube: &CubeId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), ITEM, cube.as_str())))
+}
+
+/// One former version of an item.
+#[must_use]
+pub fn history(tenant: &TenantId, cube: &CubeId, id: MemoryId, revision: u32) -> Vec<u8> {
+    let id = Bytes::from(&id.as_bytes()[..]);
+    pack(&(tenant.as_str(), HISTORY, cube.as_str(), id, revision))
+}
+
+/// The former versions of one item, oldest first.
+#[must_use]
+pub fn history_of_item(tenant: &TenantId, cube: &CubeId, id: MemoryId) -> KeyRange {
+    let id = Bytes::from(&id.as_bytes()[..]);
+    KeyRange::below(&pack(&(tenant.as_str(), HISTORY, cube.as_str(), id)))
+}
+
+/// The vector of one item under one model.
+#[must_use]
+pub fn vector(tenant: &TenantId, cube: &CubeId, model: &ModelId, id: MemoryId) -> Vec<u8> {
+    let id = Bytes::from(&id.as_bytes()[..]);
+    pack(&(tenant.as_str(), VECTOR, cube.as_str(), model.as_str(), id))
+}
+
+/// The vectors of a cube under one model, in the order of its items.
+#[must_use]
+pub fn vectors(tenant: &TenantId, cube: &CubeId, model: &ModelId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), VECTOR, cube.as_str(), model.as_str())))
+}
+
+/// The outcome of a request that carried an idempotency key.
+#[must_use]
+pub fn request(tenant: &TenantId, cube: &CubeId, request: &RequestId) -> Vec<u8> {
+    pack(&(tenant.as_str(), REQUEST, cube.as_str(), request.as_str()))
+}
+
+/// All outcomes kept for a cube.
+#[must_use]
+pub fn requests(tenant: &TenantId, cube: &CubeId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), REQUEST, cube.as_str())))
+}
+
+/// Every range that belongs to one cube, except who owns it: what deleting the cube clears.
+#[must_use]
+pub fn everything_of_cube(tenant: &TenantId, cube: &CubeId) -> Vec<KeyRange> {
+    let below = |kind: u16| KeyRange::below(&pack(&(tenant.as_str(), kind, cube.as_str())));
+    let mut ranges: Vec<KeyRange> = [ITEM, HISTORY, VECTOR, REQUEST].map(below).into();
+    ranges.push(KeyRange::only(manifest(tenant, cube)));
+    ranges
+}
+
+/// The idempotency key at the end of a request key.
+#[must_use]
+pub fn trailing_request_id(key: &[u8]) -> Option<RequestId> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let Element::String(text) = elements.last()? else { return None };
+    RequestId::new(text.as_ref()).ok()
+}
+
+/// The hash at the end of an API key's key.
+#[must_use]
+pub fn trailing_hash(key: &[u8]) -> Option<[u8; 32]> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let Element::Bytes(bytes) = elements.last()? else { return None };
+    bytes.as_ref().try_into().ok()
+}
+
+/// The memory id at the end of an item or vector key.
+#[must_use]
+pub fn trailing_memory_id(key: &[u8]) -> Option<MemoryId> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let Element::Bytes(bytes) = elements.last()? else { return None };
+    Some(MemoryId::from_bytes(bytes.as_ref().try_into().ok()?))
+}

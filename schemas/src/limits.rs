@@ -1,0 +1,73 @@
+//! Every bound of the system, as a named constant with its unit and its reason.
+
+/// Bytes of a tenant id: it stands in front of every key.
+pub const TENANT_ID_BYTES_MAX: usize = 64;
+/// Bytes of a cube id. Applications use user ids here, and the evaluation client of MemOS long ones.
+pub const CUBE_ID_BYTES_MAX: usize = 256;
+/// Bytes of any other identifier given by the caller.
+pub const TEXT_ID_BYTES_MAX: usize = 256;
+
+/// Bytes of an HTTP request body: room for 10,000 ordinary messages in one call.
+pub const REQUEST_BODY_BYTES_MAX: usize = 32 << 20;
+/// Messages in one add. A larger import is sent in several calls.
+pub const MESSAGES_PER_ADD_MAX: usize = 10_000;
+/// Bytes of one message: a long document is cut into items, but has to arrive in one piece.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of the text of one memory item: past this the reader splits.
+pub const ITEM_TEXT_BYTES_MAX: usize = 16 << 10;
+/// Words of one item before the reader splits it: short enough to be about one thing, and well inside
+/// the 256 word pieces that MiniLM sees (chunks of 120 words were found best on long answers).
+pub const ITEM_WORDS_MAX: usize = 120;
+/// Tags on one item.
+pub const TAGS_MAX: usize = 64;
+/// Bytes of one tag.
+pub const TAG_BYTES_MAX: usize = 256;
+/// Bytes of the free-form `info` of one item, as JSON.
+pub const INFO_BYTES_MAX: usize = 16 << 10;
+/// Source turns kept on one item: exact repetitions beyond this are counted, not listed.
+pub const SOURCES_PER_ITEM_MAX: usize = 32;
+/// Bytes of a search query: anything longer is not a question.
+pub const QUERY_BYTES_MAX: usize = 64 << 10;
+/// Hits that one search returns at the most.
+pub const TOP_K_MAX: usize = 1_000;
+/// Hits that one search returns when the caller names no number.
+pub const TOP_K_DEFAULT: usize = 10;
+/// Items in one page of a list.
+pub const PAGE_ITEMS_MAX: usize = 1_000;
+/// Items in one page of a list when the caller names no number.
+pub const PAGE_ITEMS_DEFAULT: usize = 100;
+/// Items of one cube: it lives in the RAM of one actor (about 3 KB an item with its vector).
+pub const ITEMS_PER_CUBE_MAX: usize = 1_000_000;
+
+/// Requests that wait for one cube before further ones are refused with `Overloaded`.
+pub const CUBE_INFLIGHT_MAX: usize = 256;
+/// Changes that one cube puts into one commit.
+pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
+/// Mutations of one commit: 10,000 messages, split, with item and vector each, still fit.
+pub const MUTATIONS_PER_COMMIT_MAX: usize = 400_000;
+/// Bytes of one key in the state store (FoundationDB's own limit is 10,000).
+pub const KEY_BYTES_MAX: usize = 8 << 10;
+/// Bytes of one value in the state store; larger ones become chunks or blobs.
+pub const VALUE_BYTES_MAX: usize = 4 << 20;
+/// Commits that wait in the embedded store before further ones are refused.
+pub const STORE_QUEUE_MAX: usize = 4_096;
+/// Commits that share one fsync at the most.
+pub const STORE_GROUP_MAX: usize = 1_024;
+/// Commit tokens that a store remembers, so that an unknown outcome can be looked up.
+pub const COMMIT_TOKENS_MAX: usize = 65_536;
+/// Idempotency records kept per cube; the oldest leave first.
+pub const REQUEST_RECORDS_MAX: usize = 10_000;
+
+/// Texts that wait for the embedder before further ones are refused.
+pub const EMBED_QUEUE_TEXTS_MAX: usize = 65_536;
+/// Texts in one forward pass of the embedder: beyond 32 the packed batch gets no faster.
+pub const EMBED_BATCH_TEXTS_MAX: usize = 32;
+
+/// Cube actors that one node keeps hydrated before the least recently used ones are passivated.
+pub const HOT_CUBES_MAX: usize = 10_000;
+/// Panics of one cube inside [`CUBE_PANIC_WINDOW_MS`] before it is quarantined.
+pub const CUBE_PANICS_MAX: usize = 3;
+/// Milliseconds over which panics of a cube are counted together.
+pub const CUBE_PANIC_WINDOW_MS: u64 = 60_000;
+/// Milliseconds that a caller waits for its cube before it is told `Unavailable`.
+pub const CUBE_CALL_MS_MAX: u64 = 30_000;

@@ -1,0 +1,138 @@
+//! `memcube bench`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::{options::Options, output, running};
+use crate::bench::{
+    ingest::{self, IngestReport},
+    recall::{self, RecallOptions, RecallReport},
+    recall_speed::{self, SpeedReport},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Rank the memories for every question of a folder made by `memeval.strip`.
+    Recall(RecallArgs),
+    /// Measure recall alone on synthetic memories; no model is needed.
+    RecallSpeed(SpeedArgs),
+    /// Import one file through HTTP, two messages at a time, and measure.
+    Ingest(IngestArgs),
+}
+
+const RECALL_EXAMPLES: &str = "\
+Example:
+  PYTHONPATH=../shared/data python -m memeval.strip ../shared/data/visible run/in
+  memcube bench recall --data run/in --out run/rank.jsonl
+  PYTHONPATH=../shared/data python -m memeval.strip --unmap run/in.map.json run/rank.jsonl run/u.jsonl
+  PYTHONPATH=../shared/data python -m memeval.score ../shared/data/visible run/u.jsonl
+
+A line of the output: {\"q\":\"3fe...\",\"ranked\":[\"D1:3\",...],\"conf\":0.7,\"ms\":1.2}";
+
+#[derive(Debug, Args)]
+#[command(after_help = RECALL_EXAMPLES)]
+pub(crate) struct RecallArgs {
+    /// Folder with conversations and `questions.jsonl`.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// File to write the rankings to.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Processors that the model uses; 0 takes all [default: from the settings].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  memcube bench recall-speed --items 10000 --items 100000 --json")]
+pub(crate) struct SpeedArgs {
+    /// Memories in the index; may be given several times.
+    #[arg(long, value_name = "N", default_values_t = [10_000, 100_000])]
+    items: Vec<usize>,
+    /// Different questions to ask.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    queries: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  memcube bench ingest --data locomo_conv-26.jsonl")]
+pub(crate) struct IngestArgs {
+    /// File to import; any format that `memcube import` reads.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Messages in one request.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    batch: usize,
+}
+
+pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Recall(args) => run_recall(options, args),
+        BenchCommand::RecallSpeed(args) => run_speed(options, &args),
+        BenchCommand::Ingest(args) => run_ingest(options, &args),
+    }
+}
+
+fn run_recall(options: &Options, args: RecallArgs) -> Result<()> {
+    let mut settings = options.settings()?;
+    if let Some(threads) = args.threads {
+        settings.embedder.threads = threads;
+    }
+    running::start_quiet_logging(&settings.log)?;
+    let bar = output::steps_bar(0);
+    let on_step = |step: &str, done: usize, total: usize| {
+        bar.set_prefix(step.to_owned());
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    };
+    let bench = RecallOptions { settings, data: args.data, out: args.out.clone() };
+    let report = running::runtime()?.block_on(Box::pin(recall::run(bench, &on_step)));
+    bar.finish_and_clear();
+    let report = report?;
+    if options.json {
+        return output::json(&report);
+    }
+    let RecallReport { conversations, items, questions, import_seconds, search_ms } = report;
+    output::line(format_args!(
+        "{conversations} conversations, {items} items imported in {import_seconds:.1} s\n\
+         {questions} questions: {search_ms}\nrankings written to `{}`",
+        args.out.display()
+    ))
+}
+
+fn run_speed(options: &Options, args: &SpeedArgs) -> Result<()> {
+    let mut reports = Vec::new();
+    for items in &args.items {
+        let report = recall_speed::run(*items, args.queries)?;
+        if !options.json {
+            let SpeedReport { items, queries, insert_seconds, search_ms } = &report;
+            output::line(format_args!(
+                "{items} items (inserted in {insert_seconds:.1} s), {queries} queries: {search_ms}"
+            ))?;
+        }
+        reports.push(report);
+    }
+    if options.json { output::json(&reports) } else { Ok(()) }
+}
+
+fn run_ingest(options: &Options, args: &IngestArgs) -> Result<()> {
+    let settings = options.settings()?;
+    let bar = output::steps_bar(0);
+    let on_step = |done: usize, total: usize| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    };
+    let report = ingest::run(settings, &args.data, args.batch, &on_step);
+    bar.finish_and_clear();
+    let report = report?;
+    if options.json {
+        return output::json(&report);
+    }
+    let IngestReport { messages, memories, batch, seconds, add_ms, searches, search_ms } = report;
+    output::line(format_args!(
+        "{messages} messages ({memories} memories) in batches of {batch}: {seconds:.2} s\n\
+         add:    {add_ms}\nsearch: {search_ms} ({searches} searches)"
+    ))
+}

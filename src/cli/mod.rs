@@ -1,0 +1,151 @@
+//! The command line: one file a command, all of them on the HTTP interface that others use as well.
+
+mod bench;
+mod client;
+mod connect;
+mod cube;
+mod data_dir;
+mod doctor;
+mod export;
+mod import;
+mod memories;
+mod options;
+mod output;
+mod running;
+mod serve;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+pub(crate) use client::{Client, ClientError};
+pub(crate) use import::message_body;
+pub(crate) use running::LocalServer;
+
+use options::Options;
+
+const AFTER_HELP: &str = "\
+Examples:
+  memcube serve                                   start a server on this machine
+  memcube add \"Ann moved to Lisbon in May\"        remember something
+  memcube search \"where does Ann live\"            find it again
+  memcube import conversations.json               remember whole conversations
+  memcube doctor                                  find out what is wrong
+
+Commands find a running server by themselves. Without one, they open the data directory on their own.
+Settings come from `--config FILE`, then from variables such as `MEMCUBE__HTTP__LISTEN`, then from
+the command line; the later ones win.";
+
+/// A memory operating system for language models.
+#[derive(Debug, Parser)]
+#[command(name = "memcube", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a server: it answers HTTP until it is stopped.
+    Serve(serve::ServeArgs),
+    /// Remember a statement.
+    Add(memories::AddArgs),
+    /// Find what a cube knows about a question.
+    Search(memories::SearchArgs),
+    /// Remember the conversations in files of other programs.
+    Import(import::ImportArgs),
+    /// Write all memories of a cube as JSON lines.
+    Export(export::ExportArgs),
+    /// List, make, show, delete and release cubes.
+    #[command(subcommand)]
+    Cube(cube::CubeCommand),
+    /// Check this installation, and say what to do about each problem.
+    Doctor(doctor::DoctorArgs),
+    /// Print the description of the HTTP interface (OpenAPI, JSON).
+    Openapi,
+    /// Measure recall and speed.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+/// Runs what the command line asks for, and prints what went wrong.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    match dispatch(cli) {
+        Ok(code) => code,
+        // Whoever read the output has seen enough, as `head` does.
+        Err(error) if error.is::<output::StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(format_args!("error: {}", format!("{error:#}").trim_end()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let Cli { options, command } = cli;
+    match command {
+        Command::Serve(args) => serve::run(&options, args)?,
+        Command::Add(args) => memories::add(&options, args)?,
+        Command::Search(args) => memories::search(&options, args)?,
+        Command::Import(args) => import::run(&options, args)?,
+        Command::Export(args) => export::run(&options, args)?,
+        Command::Cube(command) => cube::run(&options, command)?,
+        Command::Doctor(args) => return doctor::run(&options, &args),
+        Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
+        Command::Bench(command) => bench::run(&options, command)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn these_command_lines_are_understood() {
+        for line in [
+            "memcube serve --data-dir d --listen 127.0.0.1:0 --json",
+            "memcube serve --data-dir d --listen 127.0.0.1:0 --model-dir m --embedder none",
+            "memcube --json add --cube me --tag a --tag b some words",
+            "memcube add -",
+            "memcube search --top-k 3 --token-budget 100 --explain what is it",
+            "memcube import --format locomo --batch 2 a.json b.json",
+            "memcube export --cube me --out -",
+            "memcube cube list --server http://127.0.0.1:1 --api-key k",
+            "memcube cube delete me --yes",
+            "memcube doctor --json",
+            "memcube openapi --json",
+            "memcube bench recall --data in --out out.jsonl --threads 1",
+            "memcube bench recall-speed --items 10 --items 20 --queries 5",
+            "memcube bench ingest --data f.jsonl",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn these_are_refused() {
+        for line in [
+            "memcube",
+            "memcube add",
+            "memcube search --top-k 0 x",
+            "memcube import",
+            "memcube import --format nonsense f",
+            "memcube import --batch 0 f",
+            "memcube serve --embedder big",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The HTTP edge: the tenant gate first, then one file a resource.
+
+mod errors;
+mod http;
+mod memos;
+mod openapi;
+mod request;
+mod tenant;
+
+use std::{any::Any, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::DefaultBodyLimit,
+    http::{Response, StatusCode},
+    middleware,
+    routing::get,
+};
+use memcube_actors::{Error, Result};
+use memcube_schemas::limits::REQUEST_BODY_BYTES_MAX;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch};
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use openapi::document as openapi_document;
+pub use tenant::{TenantGate, new_key};
+
+use crate::{node::Node, telemetry};
+
+/// What every handler may use. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    pub(crate) node: Arc<Node>,
+    pub(crate) gate: Arc<TenantGate>,
+    pub(crate) metrics: PrometheusHandle,
+}
+
+/// A gateway that answers.
+pub struct Serving {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Serving {
+    /// Takes no further connections, answers what is under way, and ends.
+    ///
+    /// # Errors
+    /// `Internal` when the server had failed.
+    pub async fn stop(self) -> Result<()> {
+        let _ = self.stop.send(true);
+        self.task
+            .await
+            .map_err(|error| Error::internal(format!("the gateway failed: {error}")))?
+            .map_err(|error| Error::internal(format!("the gateway failed: {error}")))
+    }
+}
+
+/// Starts to answer on an address.
+///
+/// # Errors
+/// `Unavailable` when the address is taken or not allowed.
+pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -> Result<Serving> {
+    let metrics = telemetry::start_metrics()
+        .map_err(|error| Error::internal(format!("metrics cannot be recorded: {error}")))?;
+    let taken = |error: std::io::Error| {
+        Error::unavailable(format!(
+            "cannot listen on {listen}: {error}; choose another address with `--listen`"
+        ))
+    };
+    let listener = TcpListener::bind(listen).await.map_err(taken)?;
+    let address = listener.local_addr().map_err(taken)?;
+    let (stop, mut stopped) = watch::channel(false);
+    let app = router(Gateway { node, gate, metrics });
+    let task = tokio::spawn(async move {
+        let stopping = async move {
+            // A sender that is gone means the same as one that says stop.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        };
+        axum::serve(listener, app).with_graceful_shutdown(stopping).await
+    });
+    Ok(Serving { address, stop, task })
+}
+
+fn router(gateway: Gateway) -> Router {
+    let gated = Router::new()
+        .merge(http::cubes::routes())
+        .merge(http::memories::routes())
+        .merge(http::search::routes())
+        .merge(memos::routes())
+        .route("/metrics", get(http::health::metrics))
+        .route("/openapi.json", get(openapi::serve))
+        .fallback(request::no_route)
+        .method_not_allowed_fallback(request::no_method)
+        .layer(middleware::from_fn_with_state(gateway.clone(), request::authenticate));
+    let open = Router::new()
+        .route("/healthz", get(http::health::health))
+        .route("/health", get(http::health::health))
+        .route("/readyz", get(http::health::ready));
+    open.merge(gated)
+        .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(gateway.clone(), request::observe))
+        .with_state(gateway)
+}
+
+/// The answer to a request whose handler panicked.
+fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
+    let text = panic.downcast_ref::<&str>().copied().unwrap_or("no message");
+    tracing::error!(panic = text, "a request handler panicked");
+    let failure = errors::Failure::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "a defect of memcube; report it with the request id",
+    );
+    failure.into_envelope()
+}

@@ -1,0 +1,67 @@
+//! The OpenAPI document, generated from the handlers; `docs/openapi.json` is the same, checked in.
+
+use axum::Json;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        OpenApi as Document,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+
+use super::{http, memos};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "memcube", description = "A memory operating system for language models.",
+        license(name = "MIT OR Apache-2.0")),
+    paths(
+        http::cubes::create, http::cubes::list, http::cubes::read, http::cubes::delete,
+        http::cubes::release,
+        http::memories::add, http::memories::list, http::memories::read, http::memories::update,
+        http::memories::delete, http::memories::delete_many, http::memories::history,
+        http::search::search,
+        http::health::health, http::health::ready, http::health::metrics,
+        memos::add, memos::search, memos::get_memory, memos::get_memory_by_id, memos::get_all,
+        memos::delete_memory, memos::create_cube, memos::scheduler_status,
+        serve,
+    ),
+    tags(
+        (name = "cubes", description = "MemCubes: the memory of one user or agent"),
+        (name = "memories", description = "What a cube remembers"),
+        (name = "search", description = "What a cube knows about a question"),
+        (name = "memos", description = "MemOS's wire, for its clients"),
+        (name = "health", description = "The node itself"),
+    ),
+    modifiers(&ApiKey),
+    security(("api_key" = [])),
+)]
+struct Api;
+
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, document: &mut Document) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("`Authorization: Bearer KEY`; `Token KEY` is taken as well"))
+            .build();
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("api_key", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The document.
+#[must_use]
+pub fn document() -> Document {
+    Api::openapi()
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "health",
+    responses((status = 200, content_type = "application/json")))]
+pub(crate) async fn serve() -> Json<Document> {
+    Json(document())
+}

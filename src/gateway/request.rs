@@ -1,0 +1,186 @@
+//! What every request goes through: an id, the gate, strict JSON, metrics.
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{
+        FromRequest, FromRequestParts, MatchedPath, Request, State, rejection::BytesRejection,
+    },
+    http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts},
+    middleware::Next,
+};
+use memcube_actors::{TenantContext, metrics as names};
+use serde::de::DeserializeOwned;
+
+use super::{Gateway, errors::Failure};
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Headers in which callers name their request: the common one and those of MemOS's clients.
+const ID_HEADERS: [&str; 4] = ["x-request-id", "g-trace-id", "x-trace-id", "trace-id"];
+const ID_CHARS_MAX: usize = 64;
+/// The prefix of MemOS's wire.
+const MEMOS_PREFIX: &str = "/product/";
+
+/// Names one request in answers and logs.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(String);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The authenticated caller of a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller(pub(crate) Arc<TenantContext>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, StatusCode> {
+        // The gate puts it there; a route outside the gate that asks for it is a defect.
+        parts.extensions.get::<Self>().cloned().ok_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestId {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, StatusCode> {
+        parts.extensions.get::<Self>().cloned().ok_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+/// Gives every request an id, counts it, and turns a panic of its handler into an answer.
+pub(crate) async fn observe(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let start = Instant::now();
+    let id = given_id(&request)
+        .unwrap_or_else(|| RequestId(format!("{:032x}", gateway.node.environment().random_u128())));
+    request.extensions_mut().insert(id.clone());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
+    let method = request.method().as_str().to_owned();
+    let mut response = next.run(request).await;
+    let status = response.status().as_u16().to_string();
+    tracing::debug!(request_id = %id, method, route, status, "answered");
+    metrics::histogram!(
+        names::HTTP_REQUEST_SECONDS, "route" => route.clone(), "method" => method.clone()
+    )
+    .record(start.elapsed().as_secs_f64());
+    metrics::counter!(
+        names::HTTP_REQUESTS_TOTAL, "route" => route, "method" => method, "status" => status
+    )
+    .increment(1);
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(REQUEST_ID.clone(), value);
+    }
+    response
+}
+
+fn given_id(request: &Request) -> Option<RequestId> {
+    let header = ID_HEADERS.iter().find_map(|name| request.headers().get(*name))?;
+    let text = header.to_str().ok()?;
+    let is_sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fits = (1..=ID_CHARS_MAX).contains(&text.len()) && text.chars().all(is_sane);
+    fits.then(|| RequestId(text.to_owned()))
+}
+
+/// Lets only callers with a key through.
+pub(crate) async fn authenticate(
+    State(gateway): State<Gateway>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let header = request.headers().get(header::AUTHORIZATION);
+    let caller = header.and_then(|header| gateway.gate.authenticate(header.to_str().ok()?));
+    match caller {
+        Some(context) => {
+            request.extensions_mut().insert(Caller(context));
+            next.run(request).await
+        }
+        None => {
+            let detail = if header.is_some() {
+                "this API key is not known here; send `Authorization: Bearer KEY` with a valid key"
+            } else {
+                "no API key; send `Authorization: Bearer KEY`"
+            };
+            let failure = Failure::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+            refuse(&request, failure)
+        }
+    }
+}
+
+/// Answers in the form of the wire that the request came on.
+pub(crate) fn refuse(request: &Request, failure: Failure) -> Response<Body> {
+    if request.uri().path().starts_with(MEMOS_PREFIX) {
+        return failure.into_envelope();
+    }
+    let unnamed = || RequestId(String::new());
+    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(unnamed);
+    failure.into_problem(&id)
+}
+
+/// Answers requests that no route takes.
+pub(crate) async fn no_route(request: Request) -> Response<Body> {
+    let detail = format!(
+        "there is no route `{} {}`; see /openapi.json",
+        request.method(),
+        request.uri().path()
+    );
+    refuse(&request, Failure::new(StatusCode::NOT_FOUND, "not_found", detail))
+}
+
+/// Answers requests whose route has another method.
+pub(crate) async fn no_method(request: Request) -> Response<Body> {
+    let detail = format!("`{}` does not take {}", request.uri().path(), request.method());
+    refuse(&request, Failure::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", detail))
+}
+
+/// A JSON body, read strictly, with the place of a mistake in the error.
+pub(crate) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
+    let bytes =
+        Bytes::from_request(request, &()).await.map_err(|rejection| too_large(&rejection))?;
+    parse_json(&bytes)
+}
+
+fn too_large(rejection: &BytesRejection) -> Failure {
+    let status = rejection.status();
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        let limit = memcube_schemas::limits::REQUEST_BODY_BYTES_MAX;
+        let detail = format!("the body has more than {limit} bytes; send it in several requests");
+        return Failure::new(status, "too_large", detail);
+    }
+    Failure::new(StatusCode::BAD_REQUEST, "invalid", "the body could not be read")
+}
+
+fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    if let Err(error) = std::str::from_utf8(bytes) {
+        let detail = format!("the body is not UTF-8 from byte {} on", error.valid_up_to());
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "invalid", detail));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut deserializer)
+        .and_then(|value| {
+            let end = deserializer.end();
+            end.map(|()| value).map_err(|error| {
+                serde_path_to_error::Error::new(serde_path_to_error::Track::new().path(), error)
+            })
+        })
+        .map_err(|error| {
+            let (path, inner) = (error.path().to_string(), error.inner());
+            if inner.is_data() {
+                Failure::invalid(format!("body at `{path}`: {inner}"))
+            } else {
+                let detail = format!("the body is not valid JSON: {inner}");
+                Failure::new(StatusCode::BAD_REQUEST, "invalid", detail)
+            }
+        })
+}

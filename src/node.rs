@@ -1,0 +1,154 @@
+//! One node: store, embedder and actors, wired together from settings or from parts.
+
+use std::sync::Arc;
+
+use memcube_actors::{
+    Cubes, Error, NodeParts, Result,
+    embedder::{Embedder, EmbedderHandle},
+    environment::Environment,
+    storage::{InMemoryStore, SharedStore},
+};
+
+use crate::{
+    environment, inference,
+    settings::{EmbedderKind, Settings, StoreKind},
+    storage::EmbeddedStore,
+};
+
+/// Builds a node. Parts that are not given come from the settings.
+#[derive(Default)]
+pub struct NodeBuilder {
+    settings: Settings,
+    store: Option<SharedStore>,
+    environment: Option<Environment>,
+    embedder: Option<Arc<dyn Embedder>>,
+}
+
+impl NodeBuilder {
+    /// With these settings.
+    #[must_use]
+    pub fn with_settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// With this state store in place of the one that the settings name.
+    #[must_use]
+    pub fn with_store(mut self, store: SharedStore) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// With this clock, randomness and compute.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// With this embedder in place of the one that the settings name.
+    #[must_use]
+    pub fn with_embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
+        self.embedder = Some(embedder);
+        self
+    }
+
+    /// Opens the store, loads the model, starts the actors.
+    ///
+    /// # Errors
+    /// `Unavailable` when the data directory or the model cannot be opened, with what to do about it.
+    pub async fn start(self) -> Result<Node> {
+        let Self { settings, store, environment, embedder } = self;
+        let environment = environment.unwrap_or_else(environment::system);
+        let store = match store {
+            Some(store) => store,
+            None => open_store(&settings).await?,
+        };
+        let model = match embedder {
+            Some(model) => Some(model),
+            None => open_embedder(&settings).await?,
+        };
+        let embedder = match model {
+            Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
+            None => None,
+        };
+        let cubes = Cubes::start(NodeParts {
+            store: Arc::clone(&store),
+            environment: environment.clone(),
+            embedder,
+            node: "local".to_owned(),
+            passivate_after_ms: settings.cube.passivate_after_ms,
+            hot_cubes_max: settings.cube.hot_cubes_max,
+        })
+        .await?;
+        Ok(Node { cubes, store, environment, settings })
+    }
+}
+
+/// A running node. Dropping it does not stop it: call [`Node::shut_down`].
+pub struct Node {
+    cubes: Cubes,
+    store: SharedStore,
+    environment: Environment,
+    settings: Settings,
+}
+
+impl Node {
+    /// Starts to build a node.
+    #[must_use]
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    /// The cubes of this node: where memories are added and found.
+    #[must_use]
+    pub const fn cubes(&self) -> &Cubes {
+        &self.cubes
+    }
+
+    /// The state store of this node.
+    #[must_use]
+    pub const fn store(&self) -> &SharedStore {
+        &self.store
+    }
+
+    /// Time and randomness of this node.
+    #[must_use]
+    pub const fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// The settings it was started with.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Lets every cube finish, then ends the actors.
+    pub async fn shut_down(&self) {
+        self.cubes.shut_down().await;
+    }
+}
+
+async fn open_store(settings: &Settings) -> Result<SharedStore> {
+    match settings.store.kind {
+        StoreKind::InMemory => Ok(Arc::new(InMemoryStore::default())),
+        StoreKind::Embedded => {
+            let dir = settings.store.data_dir.join("state");
+            let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&dir)).await;
+            let opened = opened.map_err(|error| Error::internal(error.to_string()))?;
+            Ok(Arc::new(opened?))
+        }
+    }
+}
+
+async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>> {
+    match settings.embedder.kind {
+        EmbedderKind::None => Ok(None),
+        EmbedderKind::Minilm => {
+            let settings = settings.embedder.clone();
+            let opened = tokio::task::spawn_blocking(move || inference::open(&settings)).await;
+            opened.map_err(|error| Error::internal(error.to_string()))?.map(Some)
+        }
+    }
+}

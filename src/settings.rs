@@ -1,0 +1,297 @@
+//! Settings: one structure, from defaults, a file, the environment and the command line, in this order.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use figment::{
+    Figment,
+    providers::{Env, Format, Serialized, Toml},
+    value::{Dict, Value},
+};
+use serde::{Deserialize, Serialize};
+
+/// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
+const ENV_PREFIX: &str = "MEMCUBE__";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The HTTP gateway.
+    pub http: HttpSettings,
+    /// Where state is durable.
+    pub store: StoreSettings,
+    /// Cubes in RAM.
+    pub cube: CubeSettings,
+    /// The model that embeds.
+    pub embedder: EmbedderSettings,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct HttpSettings {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7700)) }
+    }
+}
+
+/// The kinds of state store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// One directory on this machine.
+    #[default]
+    Embedded,
+    /// Nothing survives the process; for tests.
+    InMemory,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StoreSettings {
+    /// `embedded` or `in-memory`.
+    pub kind: StoreKind,
+    /// The directory that holds everything.
+    pub data_dir: PathBuf,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { kind: StoreKind::default(), data_dir: default_data_dir() }
+    }
+}
+
+/// `[cube]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CubeSettings {
+    /// Milliseconds after which a cube that is not used leaves RAM.
+    pub passivate_after_ms: u64,
+    /// Cubes kept in RAM at the most.
+    pub hot_cubes_max: usize,
+}
+
+impl Default for CubeSettings {
+    fn default() -> Self {
+        Self { passivate_after_ms: 600_000, hot_cubes_max: memcube_schemas::limits::HOT_CUBES_MAX }
+    }
+}
+
+/// The kinds of embedder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmbedderKind {
+    /// all-MiniLM-L6-v2, on this machine's processors.
+    #[default]
+    Minilm,
+    /// No model: recall finds words, not meanings.
+    None,
+}
+
+/// `[embedder]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EmbedderSettings {
+    /// `minilm` or `none`.
+    pub kind: EmbedderKind,
+    /// The directory with `model.safetensors`, `tokenizer.json` and `config.json`.
+    pub model_dir: PathBuf,
+    /// Processors that a forward pass uses; 0 takes all.
+    pub threads: usize,
+}
+
+impl Default for EmbedderSettings {
+    fn default() -> Self {
+        Self { kind: EmbedderKind::default(), model_dir: default_model_dir(), threads: 0 }
+    }
+}
+
+/// The forms of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogSettings {
+    /// What is logged, such as `info` or `memcube=debug,warn`.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::default() }
+    }
+}
+
+/// Everything that is wrong with the settings, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsError {
+    /// One sentence a mistake.
+    pub mistakes: Vec<String>,
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "the settings have {} mistake(s):", self.mistakes.len())?;
+        for mistake in &self.mistakes {
+            writeln!(f, "  - {mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+impl Settings {
+    /// Reads the file, if one is named, and the environment.
+    ///
+    /// # Errors
+    /// Every mistake in file and environment, not only the first.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let mut sources = Figment::new();
+        if let Some(file) = file {
+            if !file.is_file() {
+                let mistake = format!("there is no settings file `{}`", file.display());
+                return Err(SettingsError { mistakes: vec![mistake] });
+            }
+            sources = sources.merge(Toml::file_exact(file));
+        }
+        sources = sources.merge(
+            Env::prefixed(ENV_PREFIX)
+                .split("__")
+                .map(|key| key.as_str().to_lowercase().replace('_', "-").into()),
+        );
+        let given: Dict = match sources.extract() {
+            Ok(given) => given,
+            Err(error) => {
+                return Err(SettingsError {
+                    mistakes: error.into_iter().map(|e| e.to_string()).collect(),
+                });
+            }
+        };
+        let mut mistakes = Vec::new();
+        for (section, value) in &given {
+            check_section(&sources, section, value, &mut mistakes);
+        }
+        if !mistakes.is_empty() {
+            return Err(SettingsError { mistakes });
+        }
+        Figment::from(Serialized::defaults(Self::default()))
+            .merge(sources)
+            .extract()
+            .map_err(|error| SettingsError { mistakes: vec![error.to_string()] })
+            .and_then(Self::validate)
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// Every value that makes no sense.
+    pub fn validate(self) -> Result<Self, SettingsError> {
+        let mut mistakes = Vec::new();
+        if self.cube.hot_cubes_max == 0 {
+            mistakes.push("`cube.hot-cubes-max` must be at least 1".to_owned());
+        }
+        if self.cube.passivate_after_ms == 0 {
+            mistakes.push("`cube.passivate-after-ms` must be at least 1".to_owned());
+        }
+        if self.embedder.threads > 1_024 {
+            mistakes.push("`embedder.threads` must be at most 1024".to_owned());
+        }
+        if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
+    }
+}
+
+/// Tries every value by itself, so that each mistake is told.
+fn check_section(sources: &Figment, section: &str, value: &Value, mistakes: &mut Vec<String>) {
+    let Some(keys) = value.as_dict() else {
+        mistakes.push(format!("`{section}` must be a section with keys in it"));
+        return;
+    };
+    for (key, value) in keys {
+        let one = Figment::from(Serialized::default(&format!("{section}.{key}"), value));
+        if let Err(error) = one.extract::<Settings>() {
+            let origin = sources
+                .find_metadata(&format!("{section}.{key}"))
+                .map_or_else(String::new, |metadata| format!(" (from {})", metadata.name));
+            for error in error {
+                mistakes.push(format!("`{section}.{key}`{origin}: {}", error.kind));
+            }
+        }
+    }
+}
+
+fn home() -> PathBuf {
+    std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
+
+fn default_data_dir() -> PathBuf {
+    std::env::var_os("MEMCUBE_DATA_DIR").map_or_else(|| home().join(".memcube"), PathBuf::from)
+}
+
+fn default_model_dir() -> PathBuf {
+    let cache =
+        || std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
+    std::env::var_os("MEMCUBE_MODEL_DIR")
+        .map_or_else(|| cache().join("memcube/models/minilm-l6-v2"), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Settings, SettingsError> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("it can be written");
+        Settings::load(Some(file.path()))
+    }
+
+    #[test]
+    fn a_file_overrides_defaults() {
+        let settings = load("[http]\nlisten = \"127.0.0.1:0\"\n[embedder]\nkind = \"none\"\n");
+        let settings = settings.expect("it is valid");
+        assert_eq!(settings.http.listen.port(), 0);
+        assert_eq!(settings.embedder.kind, EmbedderKind::None);
+        assert_eq!(settings.cube, CubeSettings::default());
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let error = load(
+            "[http]\nlisten = 7\nport = 1\n[store]\nkind = \"cloud\"\n[cube]\nhot-cubes-max = -1\n",
+        )
+        .expect_err("it has four mistakes");
+        assert_eq!(error.mistakes.len(), 4, "{error}");
+        for part in ["http.listen", "http.port", "store.kind", "cube.hot-cubes-max"] {
+            assert!(error.to_string().contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let error = load("[cube]\nhot-cubes-max = 0\npassivate-after-ms = 0\n").expect_err("two");
+        assert_eq!(error.mistakes.len(), 2, "{error}");
+    }
+}

@@ -1,0 +1,4 @@
+//! Black-box tests of running nodes, in one binary.
+
+mod embedded_store;
+mod tidy;
