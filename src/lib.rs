@@ -3,8 +3,8 @@
 //! [`Node`] is the whole of it for a program that embeds memcube; the binary adds settings, a command
 //! line and the HTTP gateway around the same thing. See ARCHITECTURE.md for where things are.
 
-//pub mod bench;
-//pub mod cli;
+pub mod bench;
+pub mod cli;
 pub mod environment;
 pub mod gateway;
 pub mod import;

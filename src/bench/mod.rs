@@ -1,6 +1,5 @@
 //! Measurements of this program by itself, for `memcube bench`.
 
-pub(crate) mod ingest;
 pub mod recall;
 pub mod recall_speed;
 mod words;

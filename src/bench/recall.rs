@@ -1,5 +1,5 @@
-//! Ranks the memories for the questions of a folder made by `memeval.strip`, on the path that a server
-//! takes: importer, reader, embedder, cube, recall.
+//! Ranks the memories for the questions of a folder made by `memeval.strip`, on the path that a
+//! server takes: importer, reader, embedder, cube, recall.
 
 use std::{
     collections::BTreeMap,
@@ -71,7 +71,8 @@ struct Ranking<'a> {
 }
 
 /// Imports every conversation of the folder into a cube of its own, asks every question, and writes
-/// the rankings in the order of the questions. `on_step` hears what is done, how far, and of how much.
+/// the rankings in the order of the questions. `on_step` hears what is done, how far, and of how
+/// much.
 ///
 /// # Errors
 /// `Invalid` when a file cannot be read or written, and whatever a node may answer.
@@ -161,9 +162,8 @@ impl Bench<'_> {
     }
 
     async fn import(&self, file: &Path, items_of: &mut BTreeMap<CubeId, u64>) -> Result<()> {
-        let in_file = |error: import::ImportError| {
-            Error::invalid(format!("`{}`: {error}", file.display()))
-        };
+        let in_file =
+            |error: import::ImportError| Error::invalid(format!("`{}`: {error}", file.display()));
         for conversation in import::open(file, Some(Format::Memeval)).map_err(in_file)? {
             let conversation = conversation.map_err(in_file)?;
             let id = CubeId::new(conversation.cube)?;

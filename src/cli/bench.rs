@@ -1,13 +1,15 @@
 //! `memcube bench`
 
+mod ingest;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use self::ingest::IngestReport;
 use super::{options::Options, output, running};
 use crate::bench::{
-    ingest::{self, IngestReport},
     recall::{self, RecallOptions, RecallReport},
     recall_speed::{self, SpeedReport},
 };
@@ -26,7 +28,8 @@ const RECALL_EXAMPLES: &str = "\
 Example:
   PYTHONPATH=../shared/data python -m memeval.strip ../shared/data/visible run/in
   memcube bench recall --data run/in --out run/rank.jsonl
-  PYTHONPATH=../shared/data python -m memeval.strip --unmap run/in.map.json run/rank.jsonl run/u.jsonl
+  PYTHONPATH=../shared/data python -m memeval.strip --unmap run/in.map.json \\
+    run/rank.jsonl run/u.jsonl
   PYTHONPATH=../shared/data python -m memeval.score ../shared/data/visible run/u.jsonl
 
 A line of the output: {\"q\":\"3fe...\",\"ranked\":[\"D1:3\",...],\"conf\":0.7,\"ms\":1.2}";
@@ -46,7 +49,9 @@ pub(crate) struct RecallArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  memcube bench recall-speed --items 10000 --items 100000 --json")]
+#[command(
+    after_help = "Example:\n  memcube bench recall-speed --items 10000 --items 100000 --json"
+)]
 pub(crate) struct SpeedArgs {
     /// Memories in the index; may be given several times.
     #[arg(long, value_name = "N", default_values_t = [10_000, 100_000])]

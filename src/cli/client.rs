@@ -27,6 +27,9 @@ const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Characters of an answer that is no problem+json that an error shows.
 const SHOWN_CHARS_MAX: usize = 200;
 
+const UNAUTHORIZED: &str = "the server does not know this API key; pass another with `--api-key` or \
+    `MEMCUBE_API_KEY`";
+
 /// Why a call failed.
 #[derive(Debug)]
 pub(crate) enum ClientError {
@@ -42,7 +45,9 @@ impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Problem(problem) => {
-                let Problem { detail, code, request_id, .. } = &**problem;
+                let Problem { detail, code, request_id, status, .. } = &**problem;
+                // The server speaks of headers, which nobody types here.
+                let detail = if *status == 401 { UNAUTHORIZED } else { detail };
                 write!(f, "{detail} ({code}, request {request_id})")
             }
             Self::Unreachable { address, reason } => write!(
@@ -114,11 +119,6 @@ impl Client {
             address: address.trim_end_matches('/').to_owned(),
             authorization: format!("Bearer {api_key}"),
         }
-    }
-
-    /// Where the server is.
-    pub(crate) fn address(&self) -> &str {
-        &self.address
     }
 
     /// Whether a memcube answers there.

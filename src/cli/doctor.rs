@@ -31,8 +31,10 @@ const FREE_KIB_MIN: u64 = 256 << 10;
 const READ_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  memcube doctor\n  memcube doctor --data-dir ./data --json\n\n\
-    It ends with code 1 if a check fails.")]
+#[command(
+    after_help = "Examples:\n  memcube doctor\n  memcube doctor --data-dir ./data --json\n\n\
+    It ends with code 1 if a check fails."
+)]
 pub(crate) struct DoctorArgs {
     /// Address that a server would answer on [default: 127.0.0.1:7700].
     #[arg(long, value_name = "ADDRESS")]
@@ -150,7 +152,7 @@ fn examine(settings: &Settings) -> Vec<Finding> {
 /// The directory itself, or the one in which the first start makes it.
 fn existing(dir: &Path) -> &Path {
     let mut parents = dir.ancestors().filter(|dir| !dir.as_os_str().is_empty());
-    parents.find(|dir| dir.exists()).unwrap_or(Path::new("."))
+    parents.find(|dir| dir.exists()).unwrap_or_else(|| Path::new("."))
 }
 
 fn data_directory(dir: &Path) -> Finding {
@@ -179,16 +181,16 @@ fn disk_space(dir: &Path) -> Finding {
     const CHECK: &str = "disk space";
     let output = Command::new("df").arg("-Pk").arg(existing(dir)).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let free_kib = text.ok().and_then(|text| {
-        text.lines().nth(1)?.split_whitespace().nth(3)?.parse::<u64>().ok()
-    });
+    let free_kib = text
+        .ok()
+        .and_then(|text| text.lines().nth(1)?.split_whitespace().nth(3)?.parse::<u64>().ok());
     match free_kib {
         None => skipped(CHECK, "`df` does not tell"),
         Some(free) if free < FREE_KIB_MIN => {
             let detail = format!("{} MiB are free", free >> 10);
             bad(CHECK, detail, "make room: writes fail when the disk is full")
         }
-        Some(free) => good(CHECK, format!("{:.1} GiB are free", free as f64 / (1 << 20) as f64)),
+        Some(free) => good(CHECK, format!("{:.1} GiB are free", free as f64 / f64::from(1 << 20))),
     }
 }
 

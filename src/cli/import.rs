@@ -204,8 +204,8 @@ pub(crate) fn message_body(message: Message) -> MessageBody {
     }
 }
 
-/// Names a batch by what is in it, so that the same batch has no second effect, under whichever file
-/// name, while a conversation that has grown since is sent again from there on.
+/// Names a batch by what is in it, so that the same batch has no second effect, under whichever
+/// file name, while a conversation that has grown since is sent again from there on.
 fn batch_key(cube: &CubeId, number: usize, request: &AddMemoriesRequest) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(cube.as_str());

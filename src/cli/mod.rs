@@ -19,11 +19,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-pub(crate) use client::{Client, ClientError};
-pub(crate) use import::message_body;
-pub(crate) use running::LocalServer;
-
+use client::{Client, ClientError};
 use options::Options;
+use running::LocalServer;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -33,7 +31,7 @@ Examples:
   memcube import conversations.json               remember whole conversations
   memcube doctor                                  find out what is wrong
 
-Commands find a running server by themselves. Without one, they open the data directory on their own.
+Commands find a running server by themselves. Without one, they open the data directory themselves.
 Settings come from `--config FILE`, then from variables such as `MEMCUBE__HTTP__LISTEN`, then from
 the command line; the later ones win.";
 
@@ -79,7 +77,7 @@ pub fn run(cli: Cli) -> ExitCode {
         // Whoever read the output has seen enough, as `head` does.
         Err(error) if error.is::<output::StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            output::note(format_args!("error: {}", format!("{error:#}").trim_end()));
+            output::note(format_args!("error: {}", output::in_one_sentence(&error)));
             ExitCode::FAILURE
         }
     }

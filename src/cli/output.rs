@@ -96,6 +96,21 @@ fn bar(total: u64, style: Option<ProgressStyle>) -> ProgressBar {
     bar
 }
 
+/// What went wrong, from the outermost to the innermost cause; causes that were told already are
+/// not repeated.
+pub(crate) fn in_one_sentence(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told.trim_end().to_owned()
+}
+
 /// One line of a text: what is on further lines follows after a space.
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<&str>>().join(" ")
@@ -104,4 +119,26 @@ pub(crate) fn one_line(text: &str) -> String {
 /// A number with its noun: `1 memory`, `2 memories`.
 pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let inner = || anyhow::anyhow!("no such file");
+        let told = |error: anyhow::Error| in_one_sentence(&error);
+        assert_eq!(told(inner()), "no such file");
+        assert_eq!(told(inner().context("cannot read `x`")), "cannot read `x`: no such file");
+        let repeated = inner().context("cannot read: no such file").context("`x`");
+        assert_eq!(told(repeated), "`x`: cannot read: no such file");
+    }
+
+    #[test]
+    fn numbers_have_their_noun() {
+        assert_eq!(count(1, "memory", "memories"), "1 memory");
+        assert_eq!(count(0, "memory", "memories"), "0 memories");
+        assert_eq!(one_line(" a\n b\t"), "a b");
+    }
 }

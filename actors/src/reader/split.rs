@@ -250,32 +250,32 @@ mod tests {
         let check = |text: &str, want: &[(usize, &str)]| assert_eq!(shape(text), want);
         check("", &[]);
         check(" \n ", &[]);
-        check(&words(180), &[(180, "word")]);
-        check(&words(181), &[(90, "word"), (91, "word")]);
+        check(&words(120), &[(120, "word")]);
+        check(&words(121), &[(60, "word"), (61, "word")]);
         check(
-            &words(541),
-            &[(135, "word"); 3].iter().copied().chain([(136, "word")]).collect::<Vec<_>>(),
+            &words(361),
+            &[(90, "word"); 3].iter().copied().chain([(91, "word")]).collect::<Vec<_>>(),
         );
-        let sentences = format!("{}end. Then {}", words(99), words(99));
-        check(&sentences, &[(100, "word"), (100, "Then")]);
-        let paragraphs = format!("{}end.\n\nThen {}end. {}", words(79), words(19), words(99));
-        check(&paragraphs, &[(80, "word"), (120, "Then")]);
-        let heading = format!("{}\n\n# Title\n\nBody {}", words(110), words(110));
-        check(&heading, &[(110, "word"), (113, "#")]);
-        let list = format!("First:\n- a {}\n- b {}\n- c {}", words(70), words(70), words(70));
-        check(&list, &[(73, "First:"), (144, "-")]);
-        let code = format!("{}\n\n```\n{}\n```\n{}", words(100), "x = 1\n\n".repeat(25), words(60));
-        check(&code, &[(100, "word"), (137, "```")]);
-        check(&"word\u{3000}".repeat(200), &[(100, "word"), (100, "word")]);
+        let sentences = format!("{}end. Then {}", words(66), words(66));
+        check(&sentences, &[(67, "word"), (67, "Then")]);
+        let paragraphs = format!("{}end.\n\nThen {}end. {}", words(53), words(13), words(66));
+        check(&paragraphs, &[(54, "word"), (81, "Then")]);
+        let heading = format!("{}\n\n# Title\n\nBody {}", words(73), words(73));
+        check(&heading, &[(73, "word"), (76, "#")]);
+        let list = format!("First:\n- a {}\n- b {}\n- c {}", words(47), words(47), words(47));
+        check(&list, &[(50, "First:"), (98, "-")]);
+        let code = format!("{}\n\n```\n{}\n```\n{}", words(67), "x = 1\n\n".repeat(17), words(40));
+        check(&code, &[(67, "word"), (93, "```")]);
+        check(&"word\u{3000}".repeat(160), &[(80, "word"), (80, "word")]);
     }
 
     #[test]
     fn texts_without_spaces_are_cut_between_characters() {
         for (text, parts_min, parts_max) in [
-            ("x".repeat(1 << 20), 70, 90),
-            ("語".repeat(1000), 6, 7),
-            ("今日は晴れです。".repeat(100), 4, 6),
-            ("🦀".repeat(100_000), 28, 36),
+            ("x".repeat(1 << 20), 100, 135),
+            ("語".repeat(1000), 9, 10),
+            ("今日は晴れです。".repeat(100), 7, 9),
+            ("🦀".repeat(100_000), 40, 54),
             (" ".repeat(100_000) + "x" + &" ".repeat(100_000) + "y", 1, 2),
         ] {
             let parts = split(&text);

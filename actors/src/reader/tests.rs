@@ -81,7 +81,7 @@ fn a_draft_keeps_its_source_and_the_options_of_the_call() {
 
 #[test]
 fn long_messages_become_parts_with_the_same_beginning() {
-    let content = format!("Vera: {}\n\n{}", "one ".repeat(150), "two ".repeat(150));
+    let content = format!("Vera: {}\n\n{}", "one ".repeat(100), "two ".repeat(100));
     let drafts = read_messages(
         &[message(Role::User, Some("8 May 2023"), &content)],
         &ReadOptions::default(),

@@ -19,6 +19,8 @@ pub const PIECES_MAX: usize = PASS_TOKENS_MAX;
 const TOKENIZED_BYTES_MAX: usize = 64 * 1024;
 /// Texts one thread cuts into word pieces at a time; fewer are not worth a second thread.
 const TEXTS_PER_CUT: usize = 4;
+/// Tokens a thread runs together if it can: enough to reuse weights, few enough to stay in cache.
+const PASS_TOKENS_GOAL: usize = 160;
 /// How much longer than an even share a thread may work before a pass is shared instead.
 const IMBALANCE_MAX: f32 = 1.15;
 
@@ -277,7 +279,7 @@ struct Plan {
 impl Plan {
     fn new(lengths: &[usize], threads: usize) -> Self {
         let tokens: usize = lengths.iter().sum();
-        let rounds = tokens.div_ceil(PASS_TOKENS_MAX * threads);
+        let rounds = tokens.div_ceil(PASS_TOKENS_GOAL * threads);
         let (passes, longest) = fill_passes(lengths, rounds * threads);
         let even = tokens as f32 / threads as f32;
         let shared = threads > 1 && longest as f32 * rounds as f32 > even * IMBALANCE_MAX;

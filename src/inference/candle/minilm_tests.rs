@@ -20,8 +20,7 @@ const TEXTS: [&str; 6] = [
 ];
 
 fn model_dir() -> PathBuf {
-    std::env::var_os("MEMCUBE_MODEL_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("model"), PathBuf::from)
+    crate::settings::EmbedderSettings::default().model_dir
 }
 
 fn model() -> &'static MiniLm {

@@ -18,6 +18,8 @@ use super::vector::{Avx2, Avx512};
 pub(super) const PANEL: usize = 32;
 /// Depth processed before moving to the next rows, so that a panel slice stays in the L1 cache.
 const DEPTH_BLOCK: usize = 384;
+/// Depth steps a panel is fetched ahead; it matters when few rows read weights from far caches.
+const PREFETCH_STEPS: usize = 32;
 
 /// Instruction set the kernels run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +237,9 @@ impl Job for Product<'_> {
                                 Start::Bias(bias) if first => {
                                     (bias.as_ptr().add(panel * PANEL + column), 0)
                                 }
-                                _ => (out.cast_const(), self.out_stride),
+                                Start::Zero | Start::Bias(_) | Start::Accumulate => {
+                                    (out.cast_const(), self.out_stride)
+                                }
                             };
                             let tile = Tile {
                                 left: self.left.as_ptr().add(row * self.left_stride + depth.start),
@@ -330,8 +334,6 @@ impl Tile {
         }
     }
 }
-
-const PREFETCH_STEPS: usize = 16;
 
 struct Softmax<'a> {
     scores: &'a mut [f32],
@@ -428,8 +430,15 @@ const LOG2_TAIL: [f32; 10] = [
 ];
 const TAIL_END: f32 = 6.0;
 /// Two to the power of `[-0.5, 0.5]`, a minimax fit.
-const EXP2: [f32; 7] =
-    [1.0, 0.693_147_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 1.534_581_2e-4];
+const EXP2: [f32; 7] = [
+    1.0,
+    std::f32::consts::LN_2,
+    0.240_226_46,
+    0.055_503_286,
+    0.009_618_489,
+    0.001_339_993_1,
+    1.534_581_2e-4,
+];
 
 /// `x * normal_cdf(x)` to about 1e-7 of `max(1, |x|)`.
 #[inline(always)]

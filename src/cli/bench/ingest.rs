@@ -13,9 +13,9 @@ use memcube_schemas::{
 };
 use serde::Serialize;
 
-use super::Durations;
 use crate::{
-    cli::{Client, LocalServer, message_body},
+    bench::Durations,
+    cli::{Client, LocalServer, import::message_body},
     import::{self, ImportedConversation},
     settings::Settings,
 };

@@ -1,0 +1,8 @@
+//! `/v1` and what stands around it, over real sockets.
+
+mod auth;
+mod bad_input;
+mod cubes;
+mod memories;
+mod node;
+mod search;
