@@ -141,7 +141,7 @@ pub struct LogSettings {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), format: LogFormat::default() }
+        Self { filter: "info,fjall=warn,lsm_tree=warn".to_owned(), format: LogFormat::default() }
     }
 }
 

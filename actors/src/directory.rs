@@ -163,13 +163,9 @@ impl Cubes {
         let key = keys::manifest(context.tenant(), &manifest.id);
         let checks = vec![Check::Absent { key: key.clone() }];
         let mutations = vec![Mutation::Set { key, value: encode(&manifest) }];
-        let committed = crate::cube::commit(
-            &self.shared.store,
-            &self.shared.environment,
-            checks,
-            mutations,
-        )
-        .await;
+        let committed =
+            crate::cube::commit(&self.shared.store, &self.shared.environment, checks, mutations)
+                .await;
         match committed {
             Ok(_) => Ok(manifest),
             Err(crate::storage::StoreError::Conflict { .. }) => Err(Error::new(

@@ -78,7 +78,10 @@ pub(crate) struct Job {
 pub(crate) enum EmbedderMessage {
     Embed(Job),
     /// A forward pass ended.
-    Embedded { places: Vec<Place>, result: Result<Vec<Embedding>> },
+    Embedded {
+        places: Vec<Place>,
+        result: Result<Vec<Embedding>>,
+    },
 }
 
 /// One text of one job.

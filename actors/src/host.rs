@@ -244,7 +244,12 @@ impl Hosting {
     }
 
     /// A caller wants this cube hot.
-    fn want(&mut self, myself: &ActorRef<HostMessage>, key: CubeKey, reply: Ask<Result<Arc<Slot>>>) {
+    fn want(
+        &mut self,
+        myself: &ActorRef<HostMessage>,
+        key: CubeKey,
+        reply: Ask<Result<Arc<Slot>>>,
+    ) {
         if !self.shutting_down.is_empty() {
             let _ = reply.send(Err(Error::unavailable("this node is shutting down")));
             return;
@@ -284,7 +289,10 @@ impl Hosting {
             environment.reach("cube.hydrate", key.cube.as_str());
             let result = AssertUnwindSafe(hydrator.hydrate(key.clone())).catch_unwind().await;
             let result = result.unwrap_or_else(|panic| {
-                Err(Error::new(ErrorKind::Corrupt, format!("hydrating panicked: {}", text(&*panic))))
+                Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("hydrating panicked: {}", text(&*panic)),
+                ))
             });
             let took = environment.monotonic_us().saturating_sub(start);
             metrics::histogram!(names::CUBE_HYDRATE_SECONDS).record(seconds(took));
@@ -493,8 +501,10 @@ impl Record {
     }
 
     fn is_forgettable(&self, now_ms: u64) -> bool {
-        let has_recent_panic =
-            self.panics_ms.back().is_some_and(|at| now_ms.saturating_sub(*at) < CUBE_PANIC_WINDOW_MS);
+        let has_recent_panic = self
+            .panics_ms
+            .back()
+            .is_some_and(|at| now_ms.saturating_sub(*at) < CUBE_PANIC_WINDOW_MS);
         matches!(self.phase, Phase::Cold)
             && self.waiting.is_empty()
             && self.asking.is_empty()

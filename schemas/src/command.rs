@@ -129,9 +129,9 @@ pub enum CubeEvent {
     /// An item was changed.
     MemoryUpdated {
         /// As it was.
-        former: MemoryItem,
+        former: Box<MemoryItem>,
         /// As it is.
-        item: MemoryItem,
+        item: Box<MemoryItem>,
         /// The vector of a new text; `None` when the text stayed.
         vector: Option<Vec<f32>>,
     },

@@ -176,3 +176,52 @@ pub fn trailing_memory_id(key: &[u8]) -> Option<MemoryId> {
     let Element::Bytes(bytes) = elements.last()? else { return None };
     Some(MemoryId::from_bytes(bytes.as_ref().try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).expect("valid")
+    }
+
+    proptest! {
+        #[test]
+        fn keys_of_a_cube_lie_in_its_ranges_and_in_no_other_cube_s(
+            cube in "[a-z\u{e4}\u{4e00} /]{1,12}", other in "[a-z\u{e4}\u{4e00} /]{1,12}",
+            unix_ms in 0_u64..1 << 48, rest: u128,
+        ) {
+            prop_assume!(cube != other);
+            let (acme, apex) = (tenant("acme"), tenant("acme2"));
+            let (cube, other) = (CubeId::new(cube).expect("valid"), CubeId::new(other).expect("valid"));
+            let id = MemoryId::from_parts(unix_ms, rest);
+            let model = ModelId::new("m").expect("valid");
+            let written = [
+                item(&acme, &cube, id),
+                history(&acme, &cube, id, 3),
+                vector(&acme, &cube, &model, id),
+                manifest(&acme, &cube),
+            ];
+            for key in &written {
+                let inside = |tenant, cube| {
+                    everything_of_cube(tenant, cube).iter().any(|range| range.contains(key))
+                };
+                prop_assert!(inside(&acme, &cube));
+                prop_assert!(!inside(&acme, &other));
+                prop_assert!(!inside(&apex, &cube));
+            }
+            prop_assert_eq!(trailing_memory_id(&written[0]), Some(id));
+            prop_assert_eq!(trailing_memory_id(&written[2]), Some(id));
+        }
+
+        #[test]
+        fn items_sort_by_their_ids(left: u128, right: u128, at in 0_u64..1 << 40, later in 1_u64..1_000) {
+            let (tenant, cube) = (tenant("acme"), CubeId::new("ann").expect("valid"));
+            let early = item(&tenant, &cube, MemoryId::from_parts(at, left));
+            let late = item(&tenant, &cube, MemoryId::from_parts(at + later, right));
+            prop_assert!(early < late);
+        }
+    }
+}

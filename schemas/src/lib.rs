@@ -10,6 +10,8 @@ pub mod codec;
 pub mod command;
 pub mod conversation;
 pub mod cube;
+#[cfg(test)]
+mod golden;
 pub mod ids;
 pub mod keys;
 pub mod limits;

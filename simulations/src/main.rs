@@ -5,7 +5,9 @@ fn main() -> anyhow::Result<()> {
     let given = std::env::args().nth(1);
     let seed: u64 = match given.as_deref().map(str::parse) {
         Some(Ok(seed)) => seed,
-        Some(Err(_)) => anyhow::bail!("the seed must be a whole number; try `memcube-simulations 7`"),
+        Some(Err(_)) => {
+            anyhow::bail!("the seed must be a whole number; try `memcube-simulations 7`")
+        }
         None => 1,
     };
     let report = memcube_simulations::run_seed(seed)?;

@@ -59,13 +59,16 @@ impl Model {
     #[must_use]
     pub fn violations(&self, items: &[MemoryItem]) -> Vec<String> {
         let mut violations = Vec::new();
-        let held: BTreeMap<MemoryId, &MemoryItem> = items.iter().map(|item| (item.id, item)).collect();
+        let held: BTreeMap<MemoryId, &MemoryItem> =
+            items.iter().map(|item| (item.id, item)).collect();
         for (id, expected) in &self.expected {
             match (expected, held.get(id)) {
                 (Expected::Present(text), Some(item)) if item.text != *text => {
                     violations.push(format!("{id} changed to {:?}", item.text));
                 }
-                (Expected::Present(text), None) => violations.push(format!("{id} {text:?} is lost")),
+                (Expected::Present(text), None) => {
+                    violations.push(format!("{id} {text:?} is lost"))
+                }
                 (Expected::Absent, Some(_)) => violations.push(format!("{id} came back")),
                 (Expected::Present(_) | Expected::Unsure, _) | (Expected::Absent, None) => {}
             }

@@ -5,9 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use memcube_actors::{
     environment::{Entropy, SeededEntropy},
-    storage::{
-        Commit, CommitToken, InMemoryStore, RangeRead, ReadOutput, StateStore, StoreError,
-    },
+    storage::{Commit, CommitToken, InMemoryStore, RangeRead, ReadOutput, StateStore, StoreError},
 };
 use memcube_schemas::Version;
 

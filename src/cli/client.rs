@@ -27,8 +27,8 @@ const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Characters of an answer that is no problem+json that an error shows.
 const SHOWN_CHARS_MAX: usize = 200;
 
-const UNAUTHORIZED: &str = "the server does not know this API key; pass another with `--api-key` or \
-    `MEMCUBE_API_KEY`";
+const UNAUTHORIZED: &str =
+    "the server does not know this API key; pass another with `--api-key` or `MEMCUBE_API_KEY`";
 
 /// Why a call failed.
 #[derive(Debug)]

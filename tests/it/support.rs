@@ -210,6 +210,22 @@ impl Call {
     }
 }
 
+/// Compares what was said with what is expected, where ` … ` stands for anything.
+#[track_caller]
+pub(crate) fn assert_says(said: &str, expected: &str, about: &str) {
+    let mut parts = expected.split(" … ");
+    let first = parts.next().unwrap_or_default();
+    let mut rest = said.strip_prefix(first);
+    let mut is_open = false;
+    for part in parts {
+        is_open = true;
+        rest = rest.and_then(|rest| Some(&rest[rest.find(part)? + part.len()..]));
+    }
+    let is_said =
+        rest.is_some_and(|rest| rest.is_empty() || (is_open && expected.ends_with(" … ")));
+    assert!(is_said, "{about}\n  said:     {said}\n  expected: {expected}");
+}
+
 /// Settings of a node in this process: nothing survives it.
 pub(crate) fn in_memory() -> Settings {
     let mut settings = Settings::default();
@@ -262,6 +278,9 @@ impl TestNode {
     pub(crate) async fn stop(self) {
         self.serving.stop().await.expect("the gateway ends");
         self.node.shut_down().await;
+        let store = Arc::downgrade(self.node.store());
+        drop(self.node);
+        eventually("the store is let go", || async { store.strong_count() == 0 }).await;
     }
 }
 

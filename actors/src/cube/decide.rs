@@ -79,7 +79,8 @@ impl<'a> Working<'a> {
     }
 
     fn known_item(&self, id: MemoryId) -> Result<&Arc<MemoryItem>> {
-        self.item(id).ok_or_else(|| Error::not_found(format!("there is no memory `{id}` in this cube")))
+        self.item(id)
+            .ok_or_else(|| Error::not_found(format!("there is no memory `{id}` in this cube")))
     }
 
     /// The item that holds exactly this text, and that recall still finds.
@@ -156,7 +157,9 @@ impl<'a> Working<'a> {
         if record.fingerprint != fingerprint {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("the idempotency key `{id}` was used for another request; choose a new one"),
+                format!(
+                    "the idempotency key `{id}` was used for another request; choose a new one"
+                ),
             ));
         }
         let memories = record
@@ -220,7 +223,7 @@ impl<'a> Working<'a> {
         change: MemoryChange,
         expected_revision: Option<u32>,
     ) -> Result<Decision> {
-        let former = MemoryItem::clone(self.known_item(id)?);
+        let former = Box::new(MemoryItem::clone(self.known_item(id)?));
         if let Some(expected) = expected_revision
             && expected != former.revision
         {
@@ -238,8 +241,8 @@ impl<'a> Working<'a> {
         item.updated_at_ms = self.now_ms;
         item.version = self.version;
         self.by_text.insert(text_hash(&item.text), id);
-        self.put(item.clone());
-        let reply = CubeReply::Updated { item: Box::new(item.clone()) };
+        self.put(MemoryItem::clone(&item));
+        let reply = CubeReply::Updated { item: item.clone() };
         let events = vec![CubeEvent::MemoryUpdated { former, item, vector }];
         Ok(Decision { events, reply, request: None })
     }

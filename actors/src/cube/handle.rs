@@ -127,9 +127,13 @@ impl CubeHandle {
         let mut drafts = read_messages(&request.messages, &options);
         let remembered = drafts.iter().filter(|draft| draft.part.is_none_or(|(part, _)| part == 1));
         let ignored_messages = request.messages.len().saturating_sub(remembered.count());
-        drafts.extend(request.facts.iter().filter(|fact| !fact.trim().is_empty()).map(|fact| {
-            fact_draft(fact.trim(), &request)
-        }));
+        drafts.extend(
+            request
+                .facts
+                .iter()
+                .filter(|fact| !fact.trim().is_empty())
+                .map(|fact| fact_draft(fact.trim(), &request)),
+        );
         // Fails early, before the expensive part, when there is no such cube.
         self.cubes.slot(&self.key).await?;
         self.embed_drafts(&mut drafts).await?;
@@ -217,7 +221,10 @@ impl CubeHandle {
     ///
     /// # Errors
     /// `NotFound` when the cube never held such an item, or its history was purged.
-    pub async fn history(&self, id: MemoryId) -> Result<(Option<Arc<MemoryItem>>, Vec<MemoryRevision>)> {
+    pub async fn history(
+        &self,
+        id: MemoryId,
+    ) -> Result<(Option<Arc<MemoryItem>>, Vec<MemoryRevision>)> {
         let current = match self.get(id).await {
             Ok(item) => Some(item),
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -272,7 +279,8 @@ impl CubeHandle {
         };
         let texts = vec![embedding_text(&text)];
         let embedding = embedder.embed(texts, Priority::Bulk).await?.pop();
-        let embedding = embedding.ok_or_else(|| Error::internal("the embedder returned nothing"))?;
+        let embedding =
+            embedding.ok_or_else(|| Error::internal("the embedder returned nothing"))?;
         Ok(ChangedText { text, vector: Some(embedding.vector), tokens: embedding.tokens })
     }
 

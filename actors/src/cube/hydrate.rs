@@ -104,7 +104,8 @@ impl Hydrator {
         let mut range = range;
         let mut entries = Vec::new();
         loop {
-            let output = self.store.read(vec![RangeRead::page(range.clone(), PAGE_ENTRIES)]).await?;
+            let output =
+                self.store.read(vec![RangeRead::page(range.clone(), PAGE_ENTRIES)]).await?;
             let Some(page) = output.pages.into_iter().next() else { return Ok(entries) };
             let more = page.more;
             entries.extend(page.entries);

@@ -66,10 +66,8 @@ pub(crate) fn mutations(
         mutations.push(Mutation::Clear { key: keys::request(tenant, cube, &id) });
     }
     for (id, record) in requests {
-        mutations.push(Mutation::Set {
-            key: keys::request(tenant, cube, id),
-            value: encode(record),
-        });
+        mutations
+            .push(Mutation::Set { key: keys::request(tenant, cube, id), value: encode(record) });
     }
     mutations.push(set_manifest(&state.key, manifest));
     mutations

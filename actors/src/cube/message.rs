@@ -63,14 +63,30 @@ pub struct SearchOutcome {
 
 pub(crate) enum CubeMessage {
     Change(Change),
-    Get { id: MemoryId, reply: Reply<Arc<MemoryItem>> },
-    List { after: Option<MemoryId>, limit: usize, reply: Reply<ItemPage> },
-    Search { request: Box<RecallRequest>, reply: Reply<SearchOutcome> },
-    Describe { reply: Reply<CubeManifest> },
+    Get {
+        id: MemoryId,
+        reply: Reply<Arc<MemoryItem>>,
+    },
+    List {
+        after: Option<MemoryId>,
+        limit: usize,
+        reply: Reply<ItemPage>,
+    },
+    Search {
+        request: Box<RecallRequest>,
+        reply: Reply<SearchOutcome>,
+    },
+    Describe {
+        reply: Reply<CubeManifest>,
+    },
     /// A commit of this cube ended.
-    Committed { outcome: std::result::Result<Version, StoreError> },
+    Committed {
+        outcome: std::result::Result<Version, StoreError>,
+    },
     /// Clears everything that the cube holds, and ends it.
-    Erase { reply: Reply<()> },
+    Erase {
+        reply: Reply<()>,
+    },
     /// The host wants the cube out of RAM.
     Passivate,
 }

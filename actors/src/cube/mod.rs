@@ -39,8 +39,8 @@ pub use self::{
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
 };
 pub(crate) use self::{
-    journal::commit,
     hydrate::Hydrator,
+    journal::commit,
     message::{Change, CubeMessage, Reply},
     state::{CubeKey, CubeState, text_hash},
 };
@@ -329,7 +329,7 @@ fn settle(answers: Vec<(Change, Result<CubeReply>)>) {
 
 fn refuse(batch: Batch, erase: Option<Reply<()>>, error: &Error) {
     for (change, result) in batch.answers {
-        change.reply.answer(result.and(Err(error.clone())));
+        change.reply.answer(result.and_then(|_| Err(error.clone())));
     }
     if let Some(reply) = erase {
         reply.answer(Err(error.clone()));

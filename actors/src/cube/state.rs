@@ -108,7 +108,7 @@ impl CubeState {
                 self.items.insert(item.id, Arc::new(item));
             }
             CubeEvent::MemoryUpdated { former, item, vector } => {
-                self.apply_update(&former, item, vector);
+                self.apply_update(&former, *item, vector);
             }
             CubeEvent::MemoryDeleted { former, .. } => self.remove(&former),
         }
@@ -158,6 +158,7 @@ impl CubeState {
 
 /// FNV-1a over the bytes: fixed across processes, and only a hint (texts are compared as well).
 pub(crate) fn text_hash(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

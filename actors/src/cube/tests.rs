@@ -86,7 +86,8 @@ async fn texts_found(cube: &CubeHandle, query: &str) -> Vec<String> {
 async fn what_is_added_is_found_listed_changed_and_forgotten() {
     let world = World::new().await;
     let cube = world.cube("ann").await;
-    let added = cube.add(said(&["I play the cello.", "My cat is called Miso."])).await.expect("added");
+    let added =
+        cube.add(said(&["I play the cello.", "My cat is called Miso."])).await.expect("added");
     assert_eq!(added.version, Version(1));
     let [cello, cat] = added.memories.as_slice() else { panic!("two were added") };
     assert_eq!(cello.text, "[8 May 2023] Ann: I play the cello.");
@@ -104,8 +105,7 @@ async fn what_is_added_is_found_listed_changed_and_forgotten() {
     assert!(texts_found(&cube, "cello").await.iter().all(|text| !text.contains("cello")));
 
     let selection = Selection::Ids(vec![cat.id]);
-    let (gone, _) =
-        cube.delete(DeleteRequest { selection, purge: false }).await.expect("deleted");
+    let (gone, _) = cube.delete(DeleteRequest { selection, purge: false }).await.expect("deleted");
     assert_eq!(gone, [cat.id]);
     assert!(texts_found(&cube, "cat called Miso").await.iter().all(|text| !text.contains("Miso")));
     let (current, history) = cube.history(cat.id).await.expect("kept");
@@ -122,7 +122,15 @@ async fn deleting_leaves_no_row_of_item_or_vector() {
     let tenant = context();
     let ranges = keys::everything_of_cube(tenant.tenant(), cube.id());
     let reads = ranges.into_iter().map(RangeRead::all).collect();
-    let rows: Vec<_> = world.store.read(reads).await.expect("read").pages.into_iter().flat_map(|page| page.entries).collect();
+    let rows: Vec<_> = world
+        .store
+        .read(reads)
+        .await
+        .expect("read")
+        .pages
+        .into_iter()
+        .flat_map(|page| page.entries)
+        .collect();
     assert_eq!(rows.len(), 1, "only the manifest is left");
     assert!(cube.history(id).await.is_err_and(|error| error.kind() == ErrorKind::NotFound));
 }
@@ -322,7 +330,10 @@ struct Forgetful {
 }
 
 impl StateStore for Forgetful {
-    fn read(&self, ranges: Vec<RangeRead>) -> BoxFuture<'_, std::result::Result<ReadOutput, StoreError>> {
+    fn read(
+        &self,
+        ranges: Vec<RangeRead>,
+    ) -> BoxFuture<'_, std::result::Result<ReadOutput, StoreError>> {
         self.inner.read(ranges)
     }
 
@@ -336,7 +347,10 @@ impl StateStore for Forgetful {
         })
     }
 
-    fn outcome(&self, token: CommitToken) -> BoxFuture<'_, std::result::Result<Option<Version>, StoreError>> {
+    fn outcome(
+        &self,
+        token: CommitToken,
+    ) -> BoxFuture<'_, std::result::Result<Option<Version>, StoreError>> {
         self.inner.outcome(token)
     }
 }

@@ -1,11 +1,10 @@
 //! `/v1/cubes`
 
-use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode};
+use crate::support::{Client, TestNode, assert_says};
 
-async fn check(client: &Client, request: &str, body: Option<Value>, expected: Expect) {
+async fn check(client: &Client, request: &str, body: Option<Value>, expected: &str) {
     let (method, path) = request.split_once(' ').expect("method and path");
     let call = client.call(method, path);
     let call = match body {
@@ -17,7 +16,7 @@ async fn check(client: &Client, request: &str, body: Option<Value>, expected: Ex
         200..=299 => format!("{} {}", answer.status, without_times(&answer.body)),
         _ => answer.summary(),
     };
-    expected.assert_eq(&shown);
+    assert_says(&shown, expected, request);
 }
 
 /// The body, with the values that differ from run to run left out.
@@ -41,25 +40,87 @@ async fn a_cube_is_made_described_and_deleted() {
         client,
         "POST /v1/cubes",
         Some(json!({"id": "ann", "name": "Ann's", "owner": "u1"})),
-        expect![[]],
+        "201 {\"condition\":\"cold\",\"id\":\"ann\",\"items\":0,\"name\":\"Ann's\",\"owner\":\"u1\",\"version\":0}",
     )
     .await;
-    check(client, "POST /v1/cubes", Some(json!({"id": "ann"})), expect![[]]).await;
-    check(client, "POST /v1/cubes", Some(json!({"id": ""})), expect![[]]).await;
-    check(client, "POST /v1/cubes", Some(json!({"id": "a\nb"})), expect![[]]).await;
-    check(client, "POST /v1/cubes", Some(json!({"id": "x".repeat(257)})), expect![[]]).await;
-    check(client, "POST /v1/cubes", Some(json!({"name": "no id"})), expect![[]]).await;
-    check(client, "GET /v1/cubes/ann", None, expect![[]]).await;
+    check(
+        client,
+        "POST /v1/cubes",
+        Some(json!({"id": "ann"})),
+        "409 conflict: there is a cube `ann` already",
+    )
+    .await;
+    check(
+        client,
+        "POST /v1/cubes",
+        Some(json!({"id": ""})),
+        "422 invalid: body at `id`: invalid … at line 1 column 9",
+    )
+    .await;
+    check(
+        client,
+        "POST /v1/cubes",
+        Some(json!({"id": "a\nb"})),
+        "422 invalid: body at `id`: invalid … at line 1 column 13",
+    )
+    .await;
+    check(
+        client,
+        "POST /v1/cubes",
+        Some(json!({"id": "x".repeat(257)})),
+        "422 invalid: body at `id`: invalid … at line 1 column 266",
+    )
+    .await;
+    check(
+        client,
+        "POST /v1/cubes",
+        Some(json!({"name": "no id"})),
+        "422 invalid: body at `.`: missing … at line 1 column 16",
+    )
+    .await;
+    check(
+        client,
+        "GET /v1/cubes/ann",
+        None,
+        "200 {\"condition\":\"cold\",\"id\":\"ann\",\"i … wner\":\"u1\",\"version\":0}",
+    )
+    .await;
     client.fact("ann", "the first memory").await;
-    check(client, "GET /v1/cubes/ann", None, expect![[]]).await;
-    check(client, "GET /v1/cubes/nobody", None, expect![[]]).await;
-    check(client, "POST /v1/cubes/ann/release", None, expect![[]]).await;
-    check(client, "POST /v1/cubes/nobody/release", None, expect![[]]).await;
-    check(client, "DELETE /v1/cubes/nobody", None, expect![[]]).await;
-    check(client, "DELETE /v1/cubes/ann", None, expect![[]]).await;
-    check(client, "GET /v1/cubes/ann", None, expect![[]]).await;
-    check(client, "GET /v1/cubes/ann/memories", None, expect![[]]).await;
-    check(client, "DELETE /v1/cubes/ann", None, expect![[]]).await;
+    check(
+        client,
+        "GET /v1/cubes/ann",
+        None,
+        "200 {\"condition\":\"hot\",\"embedder\":\"sc … wner\":\"u1\",\"version\":1}",
+    )
+    .await;
+    check(client, "GET /v1/cubes/nobody", None, "404 not_found: there is no cube `nobody`").await;
+    check(
+        client,
+        "POST /v1/cubes/ann/release",
+        None,
+        "404 not_found: the cube `ann` is not in quarantine",
+    )
+    .await;
+    check(
+        client,
+        "POST /v1/cubes/nobody/release",
+        None,
+        "404 not_found: the cube `nobody` … is not in quarantine",
+    )
+    .await;
+    check(client, "DELETE /v1/cubes/nobody", None, "404 not_found: there is no cube `nobody`")
+        .await;
+    check(
+        client,
+        "DELETE /v1/cubes/ann",
+        None,
+        "200 {\"condition\":\"hot\",\"embedder\":\" … ner\":\"u1\",\"version\":1}",
+    )
+    .await;
+    check(client, "GET /v1/cubes/ann", None, "404 not_found: there is no cube `ann`").await;
+    check(client, "GET /v1/cubes/ann/memories", None, "404 not_found: there is no cube `ann`")
+        .await;
+    check(client, "DELETE /v1/cubes/ann", None, "404 not_found: there is no cube `ann`").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,9 @@
 //! The node itself: health, readiness, metrics, the OpenAPI document, request ids, unknown routes.
 
-use expect_test::{Expect, expect};
 use memcube_actors::metrics as names;
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode, embedded};
+use crate::support::{Client, TestNode, assert_says, embedded};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_and_readiness_are_told_to_anybody() {
@@ -141,19 +140,35 @@ async fn requests_have_an_id() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_routes_and_methods_are_told() {
     let node = TestNode::start().await;
-    async fn check(client: &Client, request: &str, expected: Expect) {
+    async fn check(client: &Client, request: &str, expected: &str) {
         let (method, path) = request.split_once(' ').expect("method and path");
-        expected.assert_eq(&client.call(method, path).send().await.summary());
+        assert_says(&client.call(method, path).send().await.summary(), expected, request);
     }
     let client = &node.client;
-    check(client, "GET /", expect![[]]).await;
-    check(client, "GET /v1", expect![[]]).await;
-    check(client, "GET /v1/cubes/", expect![[]]).await;
-    check(client, "GET /v2/cubes", expect![[]]).await;
-    check(client, "PUT /v1/cubes", expect![[]]).await;
-    check(client, "DELETE /v1/cubes", expect![[]]).await;
-    check(client, "GET /v1/cubes/c/search", expect![[]]).await;
-    check(client, "POST /healthz", expect![[]]).await;
-    check(client, "GET /product/nothing", expect![[]]).await;
-    check(client, "GET /product/add", expect![[]]).await;
+    check(client, "GET /", "404 not_found: there is no route `GET /`; see /openapi.json").await;
+    check(client, "GET /v1", "404 not_found: there is no route `GET /v1`; see /openapi.json").await;
+    check(
+        client,
+        "GET /v1/cubes/",
+        "404 not_found: there is no route `GET /v1/cubes/`; see /openapi.json",
+    )
+    .await;
+    check(
+        client,
+        "GET /v2/cubes",
+        "404 not_found: there is no route `GET /v2/cubes`; see /openapi.json",
+    )
+    .await;
+    check(client, "PUT /v1/cubes", "405 invalid: `/v1/cubes` does not take PUT").await;
+    check(client, "DELETE /v1/cubes", "405 invalid: `/v1/cubes` does not take DELETE").await;
+    check(client, "GET /v1/cubes/c/search", "405 invalid: `/v1/cubes/c/search` does not take GET")
+        .await;
+    check(client, "POST /healthz", "405 invalid: `/healthz` does not take POST").await;
+    check(
+        client,
+        "GET /product/nothing",
+        "404 envelope: there is no route `GET … see /openapi.json",
+    )
+    .await;
+    check(client, "GET /product/add", "405 envelope: `/product/add` does not take GET").await;
 }

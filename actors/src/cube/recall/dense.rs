@@ -46,6 +46,11 @@ impl DenseArm {
         }
     }
 
+    /// Leaves a slot without a vector: it never scores again.
+    pub(crate) fn clear(&mut self, slot: usize) {
+        self.scales[slot] = 0.0;
+    }
+
     /// The exact vector of a slot, if it has one.
     pub(crate) fn vector(&self, slot: usize) -> Option<&[f32]> {
         if self.dimensions == 0 || self.scales[slot] == 0.0 {

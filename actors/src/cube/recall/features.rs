@@ -1,6 +1,9 @@
 //! What the form of an item says about its worth as an answer, found once when the item comes in.
 
-use memcube_schemas::{conversation::Role, memory::{MemoryItem, MemoryKind}};
+use memcube_schemas::{
+    conversation::Role,
+    memory::{MemoryItem, MemoryKind},
+};
 
 use super::{
     analysis::words,
@@ -10,8 +13,18 @@ use super::{
 };
 
 const MONTHS: [&str; 12] = [
-    "january", "february", "march", "april", "may", "june", "july", "august", "september",
-    "october", "november", "december",
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
 ];
 const WEEKDAYS: [&str; 7] =
     ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"];
@@ -84,8 +97,16 @@ fn has_time_words(words: &[String]) -> bool {
         matches!(first, "last" | "next" | "this")
             && matches!(
                 second,
-                "night" | "week" | "month" | "year" | "summer" | "winter" | "spring" | "fall"
-                    | "morning" | "past"
+                "night"
+                    | "week"
+                    | "month"
+                    | "year"
+                    | "summer"
+                    | "winter"
+                    | "spring"
+                    | "fall"
+                    | "morning"
+                    | "past"
             )
     };
     words.iter().any(|word| is_time(word))
@@ -176,7 +197,8 @@ mod tests {
 
     #[test]
     fn dates_are_read_from_brackets_and_taken_out_of_the_embedded_text() {
-        let text = "[8 May 2023] Ann: I ran yesterday (7 May 2023) (really) with Bo (week of 1 May 2023).";
+        let text =
+            "[8 May 2023] Ann: I ran yesterday (7 May 2023) (really) with Bo (week of 1 May 2023).";
         let moment = |year, month, day| Moment { year, month, day };
         assert_eq!(dates_in_brackets(text), [moment(2023, 5, 7), moment(2023, 5, 1)]);
         assert_eq!(without_dates(text), "Ann: I ran yesterday (really) with Bo.");

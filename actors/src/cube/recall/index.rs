@@ -7,7 +7,7 @@ use memcube_schemas::{MemoryId, memory::MemoryItem};
 use super::{
     analysis::Analyzer,
     dense::DenseArm,
-    features::{Form, form, without_dates},
+    features::{Form, Moment, form, without_dates},
     lexical::LexicalArm,
     slots::Slots,
 };
@@ -16,6 +16,16 @@ use super::{
 const DEAD_SHARE: usize = 4;
 const DEAD_MIN: usize = 64;
 
+/// The speaker of items that only have a role.
+pub(super) const NOBODY: u32 = u32::MAX;
+
+/// Somebody who speaks in a cube.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Speaker {
+    pub(super) number: u32,
+    items: usize,
+}
+
 /// Everything that recall knows of a cube's items.
 #[derive(Default)]
 pub struct RecallIndex {
@@ -23,12 +33,18 @@ pub struct RecallIndex {
     pub(super) slots: Slots,
     pub(super) dense: DenseArm,
     pub(super) lexical: LexicalArm,
-    pub(super) forms: Vec<Form>,
+    /// Added to the score of each slot whatever is asked; nothing outweighs that of a dead one.
+    pub(super) priors: Vec<f32>,
+    /// When each item was said, and the dates that it names.
+    pub(super) moments: Vec<Vec<Moment>>,
+    /// The number of each item's speaker; `NOBODY` for mere roles.
+    pub(super) speaker_of: Vec<u32>,
     /// The terms of each slot, to take them out again.
     terms: Vec<Vec<String>>,
     own_terms: Vec<usize>,
-    /// First names of speakers with their number of items.
-    pub(super) speakers: BTreeMap<String, usize>,
+    /// First names of speakers.
+    pub(super) speakers: BTreeMap<String, Speaker>,
+    next_speaker: u32,
     /// Vectors of items that recall leaves out for now.
     aside: BTreeMap<MemoryId, Vec<f32>>,
 }
@@ -61,15 +77,33 @@ impl RecallIndex {
         own_terms: usize,
         form: Form,
     ) {
-        if let Some(speaker) = &form.speaker {
-            *self.speakers.entry(speaker.clone()).or_default() += 1;
-        }
+        let speaker = form.speaker.as_deref().map_or(NOBODY, |name| self.count_speaker(name));
         let slot = self.slots.push(id, previous);
         self.lexical.push(&self.slots, slot, &terms, own_terms);
         self.dense.push(vector);
-        self.forms.push(form);
+        self.priors.push(form.prior);
+        self.moments.push(form.moments);
+        self.speaker_of.push(speaker);
         self.terms.push(terms);
         self.own_terms.push(own_terms);
+    }
+
+    fn count_speaker(&mut self, name: &str) -> u32 {
+        if let Some(speaker) = self.speakers.get_mut(name) {
+            speaker.items += 1;
+            return speaker.number;
+        }
+        let number = self.next_speaker;
+        self.next_speaker += 1;
+        self.speakers.insert(name.to_owned(), Speaker { number, items: 1 });
+        number
+    }
+
+    fn forget_speaker(&mut self, number: u32) {
+        self.speakers.retain(|_, speaker| {
+            speaker.items -= usize::from(speaker.number == number);
+            speaker.items > 0
+        });
     }
 
     /// Takes an item out.
@@ -80,13 +114,12 @@ impl RecallIndex {
         let place = slot as usize;
         let terms = std::mem::take(&mut self.terms[place]);
         self.lexical.remove(&self.slots, slot, &terms, around);
-        if let Some(speaker) = self.forms[place].speaker.take()
-            && let Some(count) = self.speakers.get_mut(&speaker)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.speakers.remove(&speaker);
-            }
+        self.dense.clear(place);
+        self.priors[place] = f32::NEG_INFINITY;
+        self.moments[place] = Vec::new();
+        let speaker = std::mem::replace(&mut self.speaker_of[place], NOBODY);
+        if speaker != NOBODY {
+            self.forget_speaker(speaker);
         }
         let dead = self.slots.dead();
         if dead > DEAD_MIN && dead * DEAD_SHARE > self.slots.len() {
@@ -98,15 +131,28 @@ impl RecallIndex {
     fn rebuild(&mut self) {
         let former = std::mem::take(self);
         self.aside = former.aside;
-        let mut parts = former.terms.into_iter().zip(former.own_terms).zip(former.forms);
-        for slot in 0..former.slots.len() {
-            let Some(((terms, own_terms), form)) = parts.next() else { break };
-            if former.slots.is_live[slot] {
-                let previous = former.slots.previous[slot];
-                let previous = former.slots.ids.get(previous as usize).copied();
-                let vector = former.dense.vector(slot);
-                self.push(former.slots.ids[slot], previous, vector, terms, own_terms, form);
-            }
+        let mut names = BTreeMap::new();
+        for (name, speaker) in former.speakers {
+            names.insert(speaker.number, name);
+        }
+        let mut terms = former.terms;
+        let mut moments = former.moments;
+        for slot in (0..former.slots.len()).filter(|slot| former.slots.is_live[*slot]) {
+            let previous = former.slots.previous[slot];
+            let previous = former.slots.ids.get(previous as usize).copied();
+            let form = Form {
+                speaker: names.get(&former.speaker_of[slot]).cloned(),
+                prior: former.priors[slot],
+                moments: std::mem::take(&mut moments[slot]),
+            };
+            self.push(
+                former.slots.ids[slot],
+                previous,
+                former.dense.vector(slot),
+                std::mem::take(&mut terms[slot]),
+                former.own_terms[slot],
+                form,
+            );
         }
     }
 

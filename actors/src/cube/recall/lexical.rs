@@ -17,6 +17,17 @@ struct Posting {
     frequency: f32,
 }
 
+/// From whom an item borrows, and how much. A neighbour that is missing is the item itself with weight
+/// 0, so that sums need no branches.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    /// In the order of [`Slots::window`].
+    slots: [u32; 4],
+    weights: [f32; 4],
+    /// 1 and the weights.
+    total: f32,
+}
+
 /// The inverted index of a cube.
 #[derive(Debug, Default)]
 pub(crate) struct LexicalArm {
@@ -25,8 +36,7 @@ pub(crate) struct LexicalArm {
     lengths: Vec<f32>,
     /// How far an item opens to its neighbours: 1 for short ones, less for long ones.
     openness: Vec<f32>,
-    /// Weights of the neighbours of each slot, in the order of [`Slots::window`].
-    weights: Vec<[f32; 4]>,
+    windows: Vec<Window>,
     /// Terms of each item with what it borrows.
     window_lengths: Vec<f32>,
     window_length_sum: f64,
@@ -48,7 +58,7 @@ impl LexicalArm {
         }
         self.lengths.push(terms.len() as f32);
         self.openness.push((WINDOW_FULL_TERMS / own_terms.max(1) as f32).min(1.0));
-        self.weights.push([0.0; 4]);
+        self.windows.push(Window { slots: [slot; 4], weights: [0.0; 4], total: 1.0 });
         self.window_lengths.push(0.0);
         self.refresh_around(slots, slot);
     }
@@ -68,7 +78,7 @@ impl LexicalArm {
         self.window_length_sum -= f64::from(self.window_lengths[place]);
         self.window_lengths[place] = 0.0;
         self.lengths[place] = 0.0;
-        self.weights[place] = [0.0; 4];
+        self.windows[place] = Window { slots: [slot; 4], weights: [0.0; 4], total: 1.0 };
         for neighbour in around.into_iter().filter(|neighbour| *neighbour != NONE) {
             self.refresh(slots, neighbour);
         }
@@ -83,53 +93,43 @@ impl LexicalArm {
 
     fn refresh(&mut self, slots: &Slots, slot: u32) {
         let place = slot as usize;
+        let mut window = Window { slots: [slot; 4], weights: [0.0; 4], total: 1.0 };
         let mut length = self.lengths[place];
         for (index, neighbour) in slots.window(slot).into_iter().enumerate() {
-            let weight = if neighbour == NONE {
-                0.0
-            } else {
-                WINDOW[index] * self.openness[place] * self.openness[neighbour as usize]
-            };
-            self.weights[place][index] = weight;
             if neighbour != NONE {
-                length += weight * self.lengths[neighbour as usize];
+                let other = neighbour as usize;
+                let weight = WINDOW[index] * self.openness[place] * self.openness[other];
+                window.slots[index] = neighbour;
+                window.weights[index] = weight;
+                window.total += weight;
+                length += weight * self.lengths[other];
             }
         }
+        self.windows[place] = window;
         self.window_length_sum += f64::from(length) - f64::from(self.window_lengths[place]);
         self.window_lengths[place] = length;
     }
 
     /// Adds to each value a weighted sum of its neighbours' values.
-    pub(crate) fn smear(&self, slots: &Slots, values: &[f32]) -> Vec<f32> {
-        let mut smeared = values.to_vec();
-        for (slot, value) in smeared.iter_mut().enumerate() {
-            let weights = &self.weights[slot];
-            let window = slots.window(slot as u32);
-            for (weight, neighbour) in weights.iter().zip(window) {
-                if neighbour != NONE {
-                    *value += weight * values[neighbour as usize];
-                }
-            }
-        }
-        smeared
+    pub(crate) fn smear(&self, values: &[f32]) -> Vec<f32> {
+        let smear = |(value, window): (&f32, &Window)| {
+            let [a, b, c, d] = window.slots.map(|slot| values[slot as usize]);
+            let [wa, wb, wc, wd] = window.weights;
+            value + (wa * a + wb * b) + (wc * c + wd * d)
+        };
+        values.iter().zip(&self.windows).map(smear).collect()
     }
 
-    /// A value averaged over an item and the neighbours that it borrows from.
-    pub(crate) fn average(&self, slots: &Slots, values: &[f32], slot: usize) -> f32 {
-        let (mut sum, mut total) = (values[slot], 1.0);
-        for (weight, neighbour) in self.weights[slot].iter().zip(slots.window(slot as u32)) {
-            if neighbour != NONE {
-                sum += weight * values[neighbour as usize];
-                total += weight;
-            }
-        }
-        sum / total
+    /// What `smear` makes of ones.
+    pub(crate) fn total(&self, slot: usize) -> f32 {
+        self.windows[slot].total
     }
 
     /// The score of an item that consisted of these terms and nothing else, over and over.
     pub(crate) fn best_possible(&self, slots: &Slots, terms: &[String]) -> f32 {
         let live = slots.live() as f32;
-        let documents = |term| self.postings.get(term).map_or(0.0, |postings| postings.len() as f32);
+        let documents =
+            |term| self.postings.get(term).map_or(0.0, |postings| postings.len() as f32);
         terms.iter().map(|term| (BM25_K1 + 1.0) * idf(live, documents(term))).sum()
     }
 
@@ -146,7 +146,7 @@ impl LexicalArm {
             found = true;
             let documents = postings.len() as f32;
             let idf = idf(live, documents);
-            self.spread(slots, postings, &mut frequencies, &mut touched);
+            self.spread(postings, &mut frequencies, &mut touched);
             for slot in touched.drain(..) {
                 let place = slot as usize;
                 let frequency = std::mem::take(&mut frequencies[place]);
@@ -159,13 +159,7 @@ impl LexicalArm {
     }
 
     /// Gives the frequencies of a term to the items that hold it and to those that borrow from them.
-    fn spread(
-        &self,
-        slots: &Slots,
-        postings: &[Posting],
-        frequencies: &mut [f32],
-        touched: &mut Vec<u32>,
-    ) {
+    fn spread(&self, postings: &[Posting], frequencies: &mut [f32], touched: &mut Vec<u32>) {
         // From the lender's side the window is mirrored: who stands behind me has me before it.
         const MIRRORED: [usize; 4] = [1, 0, 3, 2];
         let mut give = |slot: u32, frequency: f32| {
@@ -177,12 +171,11 @@ impl LexicalArm {
         };
         for posting in postings {
             give(posting.slot, posting.frequency);
-            for (index, neighbour) in slots.window(posting.slot).into_iter().enumerate() {
-                if neighbour != NONE {
-                    let weight = self.weights[neighbour as usize][MIRRORED[index]];
-                    if weight > 0.0 {
-                        give(neighbour, weight * posting.frequency);
-                    }
+            let window = &self.windows[posting.slot as usize];
+            for (index, neighbour) in window.slots.into_iter().enumerate() {
+                if neighbour != posting.slot {
+                    let weight = self.windows[neighbour as usize].weights[MIRRORED[index]];
+                    give(neighbour, weight * posting.frequency);
                 }
             }
         }

@@ -48,11 +48,7 @@ impl DateWanted {
 }
 
 /// Takes a question apart; `is_speaker` knows the first names of the cube's speakers.
-pub(crate) fn analyze(
-    analyzer: &Analyzer,
-    text: &str,
-    is_speaker: impl Fn(&str) -> bool,
-) -> Query {
+pub(crate) fn analyze(analyzer: &Analyzer, text: &str, is_speaker: impl Fn(&str) -> bool) -> Query {
     let words = words(text);
     let mut named: Vec<&String> = words.iter().filter(|word| is_speaker(word)).collect();
     named.sort();

@@ -57,7 +57,8 @@ mod tests {
     #[test]
     fn every_variant_computes_the_same_sums() {
         let codes: Vec<i8> = (0..3 * 1_030_i32).map(|n| (n * 37 % 255 - 127) as i8).collect();
-        let query: Vec<i16> = (0..1_030_i32).map(|n| (n * 7_919 % 65_535 - 32_767) as i16).collect();
+        let query: Vec<i16> =
+            (0..1_030_i32).map(|n| (n * 7_919 % 65_535 - 32_767) as i16).collect();
         let collect = |run: &dyn Fn(&mut Vec<f32>)| {
             let mut sums = Vec::new();
             run(&mut sums);

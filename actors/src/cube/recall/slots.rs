@@ -74,7 +74,8 @@ impl Slots {
 
     /// The slots before and behind this one: one and two steps away, nearest first.
     pub(crate) fn window(&self, slot: u32) -> [u32; 4] {
-        let step = |links: &[u32], from: u32| if from == NONE { NONE } else { links[from as usize] };
+        let step =
+            |links: &[u32], from: u32| if from == NONE { NONE } else { links[from as usize] };
         let previous = step(&self.previous, slot);
         let next = step(&self.next, slot);
         [previous, next, step(&self.previous, previous), step(&self.next, next)]

@@ -90,6 +90,7 @@ impl Probe {
 }
 
 /// Runs a task beside the others, and panics where it does.
+#[expect(clippy::disallowed_methods, reason = "a suite of tests, not an actor")]
 pub(super) async fn spawn_and_join(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task).await.expect("the task");
 }

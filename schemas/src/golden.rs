@@ -1,0 +1,130 @@
+//! One byte file for every stored type and format version, under `golden/`. What a release wrote, every
+//! later one must read: a file here is never changed, only added to when a format version is raised.
+
+use std::{fmt::Debug, fs, path::PathBuf};
+
+use rkyv::{
+    Archive, Deserialize, Serialize,
+    api::high::{HighDeserializer, HighSerializer, HighValidator},
+    bytecheck::CheckBytes,
+    rancor,
+    ser::allocator::ArenaHandle,
+    util::AlignedVec,
+};
+
+use crate::{
+    codec::{Stored, decode, encode},
+    conversation::Role,
+    cube::{ApiKeyRecord, CubeManifest, Ownership, RequestRecord},
+    ids::{ConversationId, CubeId, Epoch, MemoryId, ModelId, TenantId, UserId, Version},
+    memory::{
+        ChangeReason, MemoryItem, MemoryKind, MemoryRevision, MemoryStatus, MemoryVector,
+        SourceTurn,
+    },
+};
+
+/// Set to write the files of a new format version.
+const WRITE: &str = "MEMCUBE_WRITE_GOLDEN";
+
+fn check<T>(value: &T)
+where
+    T: Stored
+        + Archive
+        + Debug
+        + PartialEq
+        + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+        + Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    let name = T::NAME.replace(' ', "_").to_lowercase();
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("src/golden")
+        .join(format!("{name}.v{}.bin", T::FORMAT));
+    if std::env::var_os(WRITE).is_some() && !path.exists() {
+        fs::write(&path, encode(value)).expect("the golden file is written");
+    }
+    let golden = fs::read(&path).unwrap_or_else(|error| {
+        panic!("{}: {error}; set `{WRITE}=1` once to write it", path.display())
+    });
+    assert_eq!(&decode::<T>(&golden).expect("it is readable"), value, "{name}");
+    assert_eq!(encode(value), golden, "{name}: the layout changed, raise its format version");
+    for damaged in damages(&golden) {
+        assert!(decode::<T>(&damaged).is_err(), "{name}: damage was not seen");
+    }
+}
+
+/// The same bytes, cut and flipped at many places.
+fn damages(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let step = (bytes.len() / 64).max(1);
+    let cut = (0..bytes.len()).step_by(step).map(|length| bytes[..length].to_vec());
+    let flip = (0..bytes.len()).step_by(step).map(|place| {
+        let mut damaged = bytes.to_vec();
+        damaged[place] ^= 0x40;
+        damaged
+    });
+    cut.chain(flip).collect()
+}
+
+fn item() -> MemoryItem {
+    MemoryItem {
+        id: MemoryId::from_parts(1_683_554_160_000, 42),
+        kind: MemoryKind::Episode,
+        status: MemoryStatus::Activated,
+        text: "[8 May 2023] Ann: I ran yesterday (7 May 2023).".to_owned(),
+        speaker: Some("Ann".to_owned()),
+        role: Role::User,
+        said_at_ms: Some(1_683_554_160_000),
+        learned_at_ms: 1_700_000_000_000,
+        updated_at_ms: 1_700_000_000_001,
+        conversation: Some(ConversationId::new("session 1").expect("valid")),
+        previous: Some(MemoryId::from_parts(1_683_554_100_000, 41)),
+        part: Some((1, 2)),
+        tags: vec!["sport".to_owned()],
+        info: "{\"mood\":\"good\"}".to_owned(),
+        sources: vec![SourceTurn {
+            role: Role::User,
+            speaker: Some("Ann".to_owned()),
+            chat_time: Some("2023-05-08T13:56:00Z".to_owned()),
+            message_id: Some("D1:1".to_owned()),
+            content: "I ran yesterday.".to_owned(),
+        }],
+        occurrences: 2,
+        tokens: 14,
+        revision: 3,
+        version: Version(7),
+    }
+}
+
+#[test]
+fn what_was_once_written_stays_readable() {
+    check(&item());
+    check(&MemoryRevision {
+        former: item(),
+        changed_at_ms: 1_700_000_000_002,
+        changed_by: "key of Ann".to_owned(),
+        reason: ChangeReason::Deleted,
+        version: Version(8),
+    });
+    check(&MemoryVector { values: vec![0.6, -0.8, 0.0] });
+    check(&CubeManifest {
+        id: CubeId::new("ann").expect("valid"),
+        name: "Ann's memory".to_owned(),
+        owner: Some(UserId::new("user-7").expect("valid")),
+        created_at_ms: 1_700_000_000_000,
+        updated_at_ms: 1_700_000_000_003,
+        version: Version(9),
+        items: 12,
+        embedder: Some(ModelId::new("minilm-l6-v2@53aa5117").expect("valid")),
+    });
+    check(&Ownership { epoch: Epoch(3), node: "node-1".to_owned() });
+    check(&ApiKeyRecord {
+        tenant: TenantId::new("acme").expect("valid"),
+        name: "first key".to_owned(),
+        created_at_ms: 1_700_000_000_000,
+    });
+    check(&RequestRecord {
+        fingerprint: 0x1234_5678_9abc_def0,
+        added: vec![(MemoryId::from_parts(1, 1), false), (MemoryId::from_parts(2, 2), true)],
+        version: Version(10),
+    });
+}
