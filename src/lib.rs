@@ -14,6 +14,8 @@ pub mod settings;
 pub mod storage;
 pub mod telemetry;
 
+pub use memcube_actors as actors;
+pub use memcube_actors::cube::{AddRequest, DeleteRequest, SearchRequest, UpdateRequest};
 pub use memcube_actors::{CubeHandle, Cubes, Error, ErrorKind, Result, TenantContext};
 pub use memcube_schemas as schemas;
 pub use node::{Node, NodeBuilder};

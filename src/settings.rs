@@ -239,6 +239,8 @@ fn check_section(sources: &Figment, section: &str, value: &Value, mistakes: &mut
             for error in error {
                 mistakes.push(format!("`{section}.{key}`{origin}: {}", error.kind));
             }
+        } else if let Ok(Err(error)) = one.extract::<Settings>().map(Settings::validate) {
+            mistakes.extend(error.mistakes);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use dashmap::DashMap;
 use memcube_schemas::{
-    CubeId, UserId, Version,
+    CubeId, MemoryId, UserId, Version,
     codec::{decode, encode},
     cube::CubeManifest,
     keys,
@@ -21,7 +21,7 @@ use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    cube::{CubeHandle, CubeKey, CubeMessage},
+    cube::{CubeHandle, CubeKey, CubeMessage, Hydrator},
     embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, ErrorKind, Result},
@@ -98,6 +98,7 @@ pub struct Cubes {
 struct Shared {
     directory: Arc<Directory>,
     host: HostHandle,
+    hydrator: Hydrator,
     store: SharedStore,
     environment: Environment,
     embedder: Option<EmbedderHandle>,
@@ -120,16 +121,15 @@ impl Cubes {
         let NodeParts { store, environment, embedder, node, passivate_after_ms, hot_cubes_max } =
             parts;
         let settings = HostSettings { passivate_after_ms, hot_cubes_max };
-        let host = CubeHost::start(
-            Arc::clone(&directory),
-            Arc::clone(&store),
-            environment.clone(),
-            embedder.clone(),
+        let hydrator = Hydrator {
+            store: Arc::clone(&store),
+            environment: environment.clone(),
+            embedder: embedder.clone(),
             node,
-            settings,
-        )
-        .await?;
-        Ok(Self { shared: Arc::new(Shared { directory, host, store, environment, embedder }) })
+        };
+        let host = CubeHost::start(Arc::clone(&directory), hydrator.clone(), settings).await?;
+        let shared = Shared { directory, host, hydrator, store, environment, embedder };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The front door of one cube for this caller. Nothing is looked up yet.
@@ -237,6 +237,41 @@ impl Cubes {
     pub async fn release(&self, context: &TenantContext, id: &CubeId) -> Result<()> {
         let key = CubeKey { tenant: context.tenant().clone(), cube: id.clone() };
         self.shared.host.release(key).await
+    }
+
+    /// The cube of this tenant that holds a memory, if any does.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store does not answer.
+    pub async fn find_memory(
+        &self,
+        context: &TenantContext,
+        id: MemoryId,
+    ) -> Result<Option<CubeId>> {
+        let mut after: Option<CubeId> = None;
+        loop {
+            let (cubes, more) = self.list(context, after.as_ref(), PAGE_ITEMS_MAX).await?;
+            let keys = cubes
+                .iter()
+                .map(|cube| RangeRead::key(keys::item(context.tenant(), &cube.manifest.id, id)));
+            let output = self.shared.store.read(keys.collect()).await?;
+            let held = output.pages.iter().position(|page| !page.entries.is_empty());
+            if let Some(place) = held {
+                return Ok(cubes.into_iter().nth(place).map(|cube| cube.manifest.id));
+            }
+            match cubes.into_iter().last() {
+                Some(last) if more => after = Some(last.manifest.id),
+                Some(_) | None => return Ok(None),
+            }
+        }
+    }
+
+    /// Deletes a cube without reading it: claims it, so that no other owner writes, and clears its rows.
+    pub(crate) async fn erase_unread(&self, key: &CubeKey) -> Result<()> {
+        self.shared.hydrator.erase(key).await?;
+        // It was in quarantine, or came out of it meanwhile; either way it is gone.
+        let _ = self.shared.host.release(key.clone()).await;
+        Ok(())
     }
 
     /// Lets every cube finish and leave RAM, then ends the actors of this node.

@@ -148,6 +148,15 @@ impl EmbedderHandle {
         result
     }
 
+    /// Whether the embedder takes texts.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(
+            self.actor.get_status(),
+            ractor::ActorStatus::Starting | ractor::ActorStatus::Running
+        )
+    }
+
     /// Ends the embedder.
     pub fn stop(&self) {
         self.actor.stop(None);

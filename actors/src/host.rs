@@ -5,35 +5,28 @@
 //! Sends: new cube actors into the directory; `Passivate` to idle ones.
 //! Owns: one record per cube that was touched, with its failures and the reason of its quarantine.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::Duration,
-};
+mod record;
+
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use memcube_schemas::limits::{CUBE_PANIC_WINDOW_MS, CUBE_PANICS_MAX};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
+use self::record::{Phase, Record};
 use crate::{
     cube::{
         CubeActor, CubeArguments, CubeKey, CubeMessage, CubeState, Hydrator, STOPPED_ERASED,
         STOPPED_FENCED, seconds,
     },
     directory::{Directory, Slot},
-    embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, ErrorKind, Result},
     metrics as names,
-    storage::SharedStore,
 };
 
 /// How often idle cubes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
-/// Each further panic of a cube delays its restart by this much.
-const RESTART_DELAY_MS: u64 = 100;
 
 /// When cubes leave RAM.
 #[derive(Debug, Clone, Copy)]
@@ -113,29 +106,6 @@ impl HostHandle {
 
 pub(crate) struct CubeHost;
 
-#[derive(Default)]
-enum Phase {
-    #[default]
-    Cold,
-    Hydrating,
-    Hot(Arc<Slot>),
-    /// Asked to leave RAM, still finishing.
-    Leaving(Arc<Slot>),
-}
-
-#[derive(Default)]
-struct Record {
-    phase: Phase,
-    /// Callers that wait for the cube to be hot.
-    waiting: Vec<Ask<Result<Arc<Slot>>>>,
-    /// Callers that wait to hear why an incarnation ended.
-    asking: Vec<(ActorId, Ask<Ended>)>,
-    last_end: Option<(ActorId, Ended)>,
-    panics_ms: VecDeque<u64>,
-    not_before_ms: u64,
-    quarantine: Option<String>,
-}
-
 pub(crate) struct Hosting {
     directory: Arc<Directory>,
     hydrator: Hydrator,
@@ -149,13 +119,10 @@ pub(crate) struct Hosting {
 impl CubeHost {
     pub(crate) async fn start(
         directory: Arc<Directory>,
-        store: SharedStore,
-        environment: Environment,
-        embedder: Option<EmbedderHandle>,
-        node: String,
+        hydrator: Hydrator,
         settings: HostSettings,
     ) -> Result<HostHandle> {
-        let hydrator = Hydrator { store, environment: environment.clone(), embedder, node };
+        let environment = hydrator.environment.clone();
         let hosting = Hosting {
             directory,
             hydrator,
@@ -482,34 +449,6 @@ impl Hosting {
         metrics::gauge!(names::CUBES_HOT).set(self.by_actor.len() as f64);
         let quarantined = self.records.values().filter(|record| record.quarantine.is_some());
         metrics::gauge!(names::CUBES_QUARANTINED).set(quarantined.count() as f64);
-    }
-}
-
-impl Record {
-    /// Counts a panic; too many in a short time put the cube into quarantine.
-    fn count_panic(&mut self, now_ms: u64, reason: &str) {
-        self.panics_ms.push_back(now_ms);
-        while self.panics_ms.front().is_some_and(|at| now_ms - at > CUBE_PANIC_WINDOW_MS) {
-            self.panics_ms.pop_front();
-        }
-        let count = self.panics_ms.len();
-        if count >= CUBE_PANICS_MAX {
-            self.quarantine = Some(format!("it failed {count} times in a row, last: {reason}"));
-        } else {
-            self.not_before_ms = now_ms + RESTART_DELAY_MS * (count as u64 - 1);
-        }
-    }
-
-    fn is_forgettable(&self, now_ms: u64) -> bool {
-        let has_recent_panic = self
-            .panics_ms
-            .back()
-            .is_some_and(|at| now_ms.saturating_sub(*at) < CUBE_PANIC_WINDOW_MS);
-        matches!(self.phase, Phase::Cold)
-            && self.waiting.is_empty()
-            && self.asking.is_empty()
-            && self.quarantine.is_none()
-            && !has_recent_panic
     }
 }
 

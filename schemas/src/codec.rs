@@ -85,7 +85,7 @@ where
     }
     if header[3] != T::FORMAT {
         return Err(refuse(format!(
-            "format version {} was written by a newer memcube (this one reads {})",
+            "it has format version {}, this memcube reads version {}; use the memcube that wrote it",
             header[3],
             T::FORMAT
         )));

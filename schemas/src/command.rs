@@ -64,9 +64,9 @@ pub struct ChangedText {
 pub enum Selection {
     /// These; an unknown one fails the whole command.
     Ids(Vec<MemoryId>),
-    /// Those of one conversation.
+    /// Those of one conversation that are not frozen, as many as one commit deletes.
     Conversation(ConversationId),
-    /// All of them.
+    /// All that are not frozen, as many as one commit deletes.
     All,
 }
 

@@ -43,6 +43,10 @@ pub const ITEMS_PER_CUBE_MAX: usize = 1_000_000;
 pub const CUBE_INFLIGHT_MAX: usize = 256;
 /// Changes that one cube puts into one commit.
 pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
+/// Events after which a commit takes no further command: one more may still bring 10,000 messages.
+pub const EVENTS_PER_COMMIT_MAX: usize = 4_096;
+/// Items that one commit deletes; a larger deletion takes several.
+pub const DELETES_PER_COMMIT_MAX: usize = 10_000;
 /// Mutations of one commit: 10,000 messages, split, with item and vector each, still fit.
 pub const MUTATIONS_PER_COMMIT_MAX: usize = 400_000;
 /// Bytes of one key in the state store (FoundationDB's own limit is 10,000).
@@ -60,6 +64,8 @@ pub const REQUEST_RECORDS_MAX: usize = 10_000;
 
 /// Texts that wait for the embedder before further ones are refused.
 pub const EMBED_QUEUE_TEXTS_MAX: usize = 65_536;
+/// Texts that one add hands to the embedder at a time, so that a large one leaves room in the queue.
+pub const EMBED_CHUNK_TEXTS: usize = 2_048;
 /// Texts in one forward pass of the embedder: beyond 32 the packed batch gets no faster.
 pub const EMBED_BATCH_TEXTS_MAX: usize = 32;
 

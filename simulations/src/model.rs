@@ -76,8 +76,8 @@ impl Model {
         let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
         for item in items {
             *texts.entry(&item.text).or_default() += 1;
-            let is_known = self.expected.contains_key(&item.id)
-                || self.maybe_added.iter().any(|text| *text == item.text);
+            let is_known =
+                self.expected.contains_key(&item.id) || self.maybe_added.contains(&item.text);
             if !is_known {
                 violations.push(format!("{} {:?} was never added", item.id, item.text));
             }

@@ -7,21 +7,13 @@ mod openapi;
 mod request;
 mod tenant;
 
-use std::{any::Any, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
-use axum::{
-    Router,
-    body::Body,
-    extract::DefaultBodyLimit,
-    http::{Response, StatusCode},
-    middleware,
-    routing::get,
-};
+use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
 use memcube_actors::{Error, Result};
 use memcube_schemas::limits::REQUEST_BODY_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch};
-use tower_http::catch_panic::CatchPanicLayer;
 
 pub use openapi::document as openapi_document;
 pub use tenant::{TenantGate, new_key};
@@ -101,19 +93,6 @@ fn router(gateway: Gateway) -> Router {
         .route("/readyz", get(http::health::ready));
     open.merge(gated)
         .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX))
-        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(gateway.clone(), request::observe))
         .with_state(gateway)
-}
-
-/// The answer to a request whose handler panicked.
-fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
-    let text = panic.downcast_ref::<&str>().copied().unwrap_or("no message");
-    tracing::error!(panic = text, "a request handler panicked");
-    let failure = errors::Failure::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "a defect of memcube; report it with the request id",
-    );
-    failure.into_envelope()
 }

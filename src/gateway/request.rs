@@ -1,6 +1,6 @@
 //! What every request goes through: an id, the gate, strict JSON, metrics.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{any::Any, fmt, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     body::{Body, Bytes},
@@ -10,8 +10,11 @@ use axum::{
     http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts},
     middleware::Next,
 };
+use futures_util::FutureExt;
 use memcube_actors::{TenantContext, metrics as names};
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
+use tracing::Instrument;
 
 use super::{Gateway, errors::Failure};
 
@@ -68,7 +71,10 @@ pub(crate) async fn observe(
         .get::<MatchedPath>()
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().as_str().to_owned();
-    let mut response = next.run(request).await;
+    let is_memos = request.uri().path().starts_with(MEMOS_PREFIX);
+    let span = tracing::info_span!("request", id = %id);
+    let answered = AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await;
+    let mut response = answered.unwrap_or_else(|panic| panicked(&*panic, &id, is_memos));
     let status = response.status().as_u16().to_string();
     tracing::debug!(request_id = %id, method, route, status, "answered");
     metrics::histogram!(
@@ -83,6 +89,15 @@ pub(crate) async fn observe(
         response.headers_mut().insert(REQUEST_ID.clone(), value);
     }
     response
+}
+
+/// The answer to a request whose handler panicked.
+fn panicked(panic: &(dyn Any + Send), id: &RequestId, is_memos: bool) -> Response<Body> {
+    let text = panic.downcast_ref::<&str>().copied().unwrap_or("no message");
+    tracing::error!(panic = text, request_id = %id, "a request handler panicked");
+    let detail = "a defect of memcube; report it with the request id";
+    let failure = Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail);
+    if is_memos { failure.into_envelope() } else { failure.into_problem(id) }
 }
 
 fn given_id(request: &Request) -> Option<RequestId> {
@@ -102,6 +117,10 @@ pub(crate) async fn authenticate(
     let header = request.headers().get(header::AUTHORIZATION);
     let caller = header.and_then(|header| gateway.gate.authenticate(header.to_str().ok()?));
     match caller {
+        Some(_) if percent_decode_str(request.uri().path()).decode_utf8().is_err() => {
+            let detail = "the path is not UTF-8 once its `%` escapes are read";
+            refuse(&request, Failure::new(StatusCode::BAD_REQUEST, "invalid", detail))
+        }
         Some(context) => {
             request.extensions_mut().insert(Caller(context));
             next.run(request).await

@@ -142,7 +142,7 @@ async fn a_poison_message_ends_in_quarantine_until_it_is_released() {
     assert_eq!(faults.count.load(Ordering::SeqCst), 3, "the limit of panics");
     let (_, reason) = condition(client, "wild").await;
     let reason = reason.expect("a reason");
-    assert_says(&reason, "it failed 3 times in a row, last: … poison … ", "the reason");
+    assert_says(&reason, "it failed 3 times in a row, last: … poison …", "the reason");
     let refused = "500 corrupt: the cube `wild` is in quarantine: … poison … then release it";
     for (method, path, body) in [
         ("POST", "/memories".to_owned(), Some(json!({"text": "harmless"}))),
@@ -161,7 +161,7 @@ async fn a_poison_message_ends_in_quarantine_until_it_is_released() {
     }
     let memos = json!({"query": "kept", "user_id": "wild"});
     let memos = client.post("/product/search", memos).await;
-    assert_says(&memos.summary(), "500 envelope: the cube `wild` is in quarantine: … ", "memos");
+    assert_says(&memos.summary(), "500 envelope: the cube `wild` is in quarantine: …", "memos");
     let listed = client.get("/v1/cubes").await.expect(200);
     assert_eq!(listed["cubes"][1]["condition"], "quarantined", "{listed}");
     assert_eq!(listed["cubes"][1]["quarantine_reason"], reason.as_str());
@@ -178,6 +178,25 @@ async fn a_poison_message_ends_in_quarantine_until_it_is_released() {
     assert_says(&again.summary(), "404 not_found: the cube `wild` is not in quarantine", "again");
     stop.store(true, Ordering::SeqCst);
     calm.await.expect("the neighbour never fails");
+}
+
+/// Whoever cannot mend a cube can still be rid of it, and start afresh under the same name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cube_in_quarantine_can_be_deleted() {
+    let node = node_with(&Panics::at("cube.decide", "poison")).await;
+    let client = &node.client;
+    client.fact("wild", "soon gone").await;
+    eventually("the cube is in quarantine", || async {
+        add(client, "wild", "poison").await;
+        condition(client, "wild").await.0 == "quarantined"
+    })
+    .await;
+    assert_eq!(client.delete("/v1/cubes/wild").await.status, 200);
+    assert_eq!(client.get("/v1/cubes/wild").await.status, 404);
+    assert_eq!(rows(node.node.store(), "wild").await, []);
+    client.cube("wild").await;
+    assert_eq!(client.texts("wild").await, Vec::<String>::new());
+    add(client, "wild", "a new life").await.expect(201);
 }
 
 /// Changes that shared a commit with the poison, or waited behind it, are not lost: their callers are
@@ -215,7 +234,7 @@ async fn a_panic_while_a_cube_is_read_is_answered() {
     let limit = Duration::from_secs(10);
     let answer = tokio::time::timeout(limit, add(&node.client, "wild", "a")).await;
     let answer = answer.expect("the caller is answered, and does not wait for ever");
-    assert_says(&answer.summary(), "500 corrupt: … injected at cube.hydrate … ", "the add");
+    assert_says(&answer.summary(), "500 corrupt: … injected at cube.hydrate …", "the add");
     let (condition, reason) = condition(&node.client, "wild").await;
     assert_eq!(condition, "quarantined");
     assert!(reason.expect("a reason").contains("injected at cube.hydrate"));

@@ -449,7 +449,7 @@ async fn cubes_are_made_and_errors_come_in_the_envelope() {
         (
             "create_cube",
             json!({"cube_name": "b"}),
-            "422 envelope: body at `.`: missing field `owner_id` … ",
+            "422 envelope: body at `.`: missing field `owner_id` …",
         ),
         (
             "add",
@@ -464,48 +464,48 @@ async fn cubes_are_made_and_errors_come_in_the_envelope() {
         (
             "add",
             json!({"user_id": long, "messages": "a"}),
-            "422 envelope: invalid cube id: it has 257 bytes … ",
+            "422 envelope: invalid cube id: it has 257 bytes …",
         ),
-        ("add", json!({"user_id": "u"}), "422 envelope: nothing to remember: give … "),
+        ("add", json!({"user_id": "u"}), "422 envelope: nothing to remember: give …"),
         (
             "add",
             json!({"user_id": "u", "messages": 7}),
-            "422 envelope: `messages` is a number; send … ",
+            "422 envelope: `messages` is a number; send …",
         ),
         (
             "add",
             json!({"user_id": "u", "messages": [{"role": "boss"}]}),
-            "422 envelope: `messages[0]`: `role` … ",
+            "422 envelope: `messages[0]`: `role` …",
         ),
         (
             "add",
             json!({"user_id": 7, "messages": "a"}),
-            "422 envelope: body at `user_id`: invalid type … ",
+            "422 envelope: body at `user_id`: invalid type …",
         ),
-        ("search", json!({"user_id": "u"}), "422 envelope: body at `.`: missing field `query` … "),
+        ("search", json!({"user_id": "u"}), "422 envelope: body at `.`: missing field `query` …"),
         ("search", json!({"query": "a"}), "422 envelope: give `user_id` or the cubes to work on"),
         (
             "search",
             json!({"query": " ", "user_id": "a1"}),
             "422 envelope: `query` is empty; ask for something",
         ),
-        ("get_memory", json!({}), "422 envelope: body at `.`: missing field `mem_cube_id` … "),
+        ("get_memory", json!({}), "422 envelope: body at `.`: missing field `mem_cube_id` …"),
         ("get_memory", json!({"mem_cube_id": "nobody"}), "404 envelope: there is no cube `nobody`"),
         ("get_all", json!({"user_id": "nobody"}), "404 envelope: there is no cube `nobody`"),
         (
             "get_all",
             json!({"user_id": "a1", "memory_type": "tea"}),
-            "422 envelope: `memory_type` is `tea`; … ",
+            "422 envelope: `memory_type` is `tea`; …",
         ),
-        ("register_cube", json!({}), "404 envelope: there is no route … "),
+        ("register_cube", json!({}), "404 envelope: there is no route …"),
     ] {
         let answer = node.client.post(&format!("/product/{path}"), body.clone()).await;
         assert_says(&answer.summary(), expected, &format!("{path} {body}"));
         assert_eq!(answer.body["data"], json!(null), "{path} {body}");
     }
     for (path, expected) in [
-        ("get_memory/seven?user_id=u", "422 envelope: invalid memory id: expected a UUID … "),
-        (&format!("get_memory/{UNKNOWN}"), "422 envelope: say where: add `?mem_cube_id=ID` … "),
+        ("get_memory/seven?user_id=u", "422 envelope: invalid memory id: expected a UUID …"),
+        (&format!("get_memory/{UNKNOWN}"), "422 envelope: say where: add `?mem_cube_id=ID` …"),
         ("add", "405 envelope: `/product/add` does not take GET"),
     ] {
         let answer = node.client.get(&format!("/product/{path}")).await;
@@ -513,7 +513,7 @@ async fn cubes_are_made_and_errors_come_in_the_envelope() {
     }
     let stranger = node.client.with_authorization(Some("Token mpg-unknown"));
     let refused = stranger.post("/product/search", locomo_search("u", "a")).await;
-    assert_says(&refused.summary(), "401 envelope: this API key is not known here; send … ", "key");
+    assert_says(&refused.summary(), "401 envelope: this API key is not known here; send …", "key");
     assert!(refused.body["data"].is_null());
 }
 

@@ -210,20 +210,42 @@ impl Call {
     }
 }
 
-/// Compares what was said with what is expected, where ` … ` stands for anything.
+/// Compares what was said with what is expected, where `…` stands for anything.
 #[track_caller]
 pub(crate) fn assert_says(said: &str, expected: &str, about: &str) {
-    let mut parts = expected.split(" … ");
-    let first = parts.next().unwrap_or_default();
-    let mut rest = said.strip_prefix(first);
-    let mut is_open = false;
+    let mut parts = expected.split('…').map(str::trim);
+    let mut rest = said.strip_prefix(parts.next().unwrap_or_default());
+    let is_open = expected.ends_with('…');
     for part in parts {
-        is_open = true;
         rest = rest.and_then(|rest| Some(&rest[rest.find(part)? + part.len()..]));
     }
-    let is_said =
-        rest.is_some_and(|rest| rest.is_empty() || (is_open && expected.ends_with(" … ")));
+    let is_said = rest.is_some_and(|rest| rest.is_empty() || is_open);
     assert!(is_said, "{about}\n  said:     {said}\n  expected: {expected}");
+}
+
+/// Sends what a table says, and compares the answers. A row is a line with method, path and perhaps a
+/// body, and an indented line with the answer as `show` has it. `ID` stands for `id`, in both.
+pub(crate) async fn check_table(
+    client: &Client,
+    id: &str,
+    show: fn(&Answer) -> String,
+    table: &str,
+) {
+    let mut lines = table.lines().filter(|line| !line.trim().is_empty());
+    while let Some(request) = lines.next() {
+        let expected = lines.next().expect("every request has an answer").trim();
+        let mut parts = request.trim().splitn(3, ' ');
+        let method = parts.next().expect("a method");
+        let path = parts.next().expect("a path").replace("ID", id);
+        let call = client.call(method, &path);
+        let call = match parts.next() {
+            Some(body) => call.header("content-type", "application/json").bytes(body),
+            None => call,
+        };
+        let said = show(&call.send().await);
+        let said = if id.is_empty() { said } else { said.replace(id, "ID") };
+        assert_says(&said, expected, request);
+    }
 }
 
 /// Settings of a node in this process: nothing survives it.

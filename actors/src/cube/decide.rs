@@ -11,7 +11,7 @@ use memcube_schemas::{
         AddedMemory, CubeCommand, CubeEvent, CubeReply, MemoryChange, MemoryDraft, Selection,
     },
     cube::RequestRecord,
-    limits::{ITEMS_PER_CUBE_MAX, SOURCES_PER_ITEM_MAX},
+    limits::{DELETES_PER_COMMIT_MAX, ITEMS_PER_CUBE_MAX, SOURCES_PER_ITEM_MAX},
     memory::{MemoryItem, MemoryStatus},
 };
 
@@ -277,17 +277,23 @@ impl<'a> Working<'a> {
                 Ok(chosen.into_values().collect())
             }
             Selection::Conversation(conversation) => {
-                Ok(self.all(|item| item.conversation.as_ref() == Some(conversation)))
+                Ok(self.some(|item| item.conversation.as_ref() == Some(conversation)))
             }
-            Selection::All => Ok(self.all(|_| true)),
+            Selection::All => Ok(self.some(|_| true)),
         }
     }
 
-    fn all(&self, wanted: impl Fn(&MemoryItem) -> bool) -> Vec<Arc<MemoryItem>> {
+    /// The first items that are wanted and not frozen, as many as one commit deletes.
+    fn some(&self, wanted: impl Fn(&MemoryItem) -> bool) -> Vec<Arc<MemoryItem>> {
         let unchanged = self.base.items.iter().filter(|(id, _)| !self.items.contains_key(id));
         let changed = self.items.iter().filter_map(|(id, item)| Some((id, item.as_ref()?)));
         let merged: BTreeMap<_, _> = unchanged.chain(changed).collect();
-        merged.into_values().filter(|item| wanted(item)).cloned().collect()
+        merged
+            .into_values()
+            .filter(|item| item.status != MemoryStatus::Frozen && wanted(item))
+            .take(DELETES_PER_COMMIT_MAX)
+            .cloned()
+            .collect()
     }
 }
 
@@ -328,10 +334,12 @@ fn added_memory(item: &MemoryItem, folded: bool) -> AddedMemory {
     AddedMemory { id: item.id, text: item.text.clone(), kind: item.kind, folded }
 }
 
-/// Tells two requests apart: the texts in their order, and where they were said.
+/// Tells two requests apart: by texts in their order, conversation, labels and data.
 fn fingerprint(drafts: &[MemoryDraft]) -> u64 {
     drafts.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, draft| {
         let conversation = draft.conversation.as_ref().map_or("", ConversationId::as_str);
-        hash.rotate_left(5) ^ text_hash(&draft.text) ^ text_hash(conversation).rotate_left(32)
+        let parts = [draft.text.as_str(), conversation, draft.info.as_str()];
+        let parts = parts.into_iter().chain(draft.tags.iter().map(String::as_str));
+        parts.fold(hash, |hash, part| hash.rotate_left(5) ^ text_hash(part))
     })
 }

@@ -12,8 +12,9 @@ use memcube_schemas::{
     cube::CubeManifest,
     keys,
     limits::{
-        CUBE_CALL_MS_MAX, INFO_BYTES_MAX, ITEM_TEXT_BYTES_MAX, MESSAGE_BYTES_MAX,
-        MESSAGES_PER_ADD_MAX, PAGE_ITEMS_MAX, QUERY_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, TOP_K_MAX,
+        CUBE_CALL_MS_MAX, DELETES_PER_COMMIT_MAX, EMBED_CHUNK_TEXTS, INFO_BYTES_MAX,
+        ITEM_TEXT_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_PER_ADD_MAX, PAGE_ITEMS_MAX,
+        QUERY_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, TOP_K_MAX,
     },
     memory::{MemoryItem, MemoryKind, MemoryRevision, MemoryStatus, SourceTurn},
 };
@@ -124,7 +125,10 @@ impl CubeHandle {
             info: request.info.clone(),
             remember_system_and_tool: request.remember_system_and_tool,
         };
-        let mut drafts = read_messages(&request.messages, &options);
+        let messages = request.messages.clone();
+        let read = self.cubes.environment().compute(move || read_messages(&messages, &options));
+        let mut drafts =
+            read.await.ok_or_else(|| Error::internal("the reader failed; see the log"))?;
         let remembered = drafts.iter().filter(|draft| draft.part.is_none_or(|(part, _)| part == 1));
         let ignored_messages = request.messages.len().saturating_sub(remembered.count());
         drafts.extend(
@@ -135,7 +139,7 @@ impl CubeHandle {
                 .map(|fact| fact_draft(fact.trim(), &request)),
         );
         // Fails early, before the expensive part, when there is no such cube.
-        self.cubes.slot(&self.key).await?;
+        self.in_time(self.cubes.slot(&self.key)).await?;
         self.embed_drafts(&mut drafts).await?;
         let command = CubeCommand::AddMemories { drafts, request: request.request };
         match self.change("add", command).await? {
@@ -157,13 +161,17 @@ impl CubeHandle {
             }
             return Ok(());
         };
-        let texts = drafts.iter().map(|draft| embedding_text(&draft.text)).collect();
-        let embeddings = embedder.embed(texts, Priority::Bulk).await?;
-        for (draft, embedding) in drafts.iter_mut().zip(embeddings) {
-            // What is not embedded, the dates, is cheap to estimate.
-            let dates = draft.text.len().saturating_sub(embedding_text(&draft.text).len());
-            draft.tokens = embedding.tokens + estimate_tokens(dates);
-            draft.vector = Some(embedding.vector);
+        for chunk in drafts.chunks_mut(EMBED_CHUNK_TEXTS) {
+            let texts: Vec<String> =
+                chunk.iter().map(|draft| embedding_text(&draft.text)).collect();
+            let lengths: Vec<usize> = texts.iter().map(String::len).collect();
+            let embeddings = embedder.embed(texts, Priority::Bulk).await?;
+            for ((draft, embedding), length) in chunk.iter_mut().zip(embeddings).zip(lengths) {
+                // What is not embedded, the dates, is cheap to estimate.
+                let dates = draft.text.len().saturating_sub(length);
+                draft.tokens = embedding.tokens + estimate_tokens(dates);
+                draft.vector = Some(embedding.vector);
+            }
         }
         Ok(())
     }
@@ -185,11 +193,11 @@ impl CubeHandle {
         if request.top_k == 0 || request.top_k > TOP_K_MAX {
             return Err(Error::invalid(format!("`top_k` must be between 1 and {TOP_K_MAX}")));
         }
-        self.cubes.slot(&self.key).await?;
+        self.in_time(self.cubes.slot(&self.key)).await?;
         let vector = match self.cubes.embedder() {
             Some(embedder) => {
-                let mut embeddings =
-                    embedder.embed(vec![request.query.clone()], Priority::Query).await?;
+                let texts = vec![request.query.clone()];
+                let mut embeddings = self.in_time(embedder.embed(texts, Priority::Query)).await?;
                 embeddings.pop().map(|embedding| embedding.vector)
             }
             None => None,
@@ -289,10 +297,23 @@ impl CubeHandle {
     /// # Errors
     /// `NotFound` when an id is unknown, `Invalid` when an item is frozen; then nothing is deleted.
     pub async fn delete(&self, request: DeleteRequest) -> Result<(Vec<MemoryId>, Version)> {
-        let DeleteRequest { selection, purge } = request;
-        match self.change("delete", CubeCommand::DeleteMemories { selection, purge }).await? {
-            CubeReply::Deleted { ids, version } => Ok((ids, version)),
-            CubeReply::Added { .. } | CubeReply::Updated { .. } => Err(unexpected_reply()),
+        let mut gone = Vec::new();
+        loop {
+            let DeleteRequest { selection, purge } = request.clone();
+            let command = CubeCommand::DeleteMemories { selection, purge };
+            let (ids, version) = match self.change("delete", command).await? {
+                CubeReply::Deleted { ids, version } => (ids, version),
+                CubeReply::Added { .. } | CubeReply::Updated { .. } => {
+                    return Err(unexpected_reply());
+                }
+            };
+            // A large selection is deleted by several commits, each of them whole.
+            let is_last = ids.len() < DELETES_PER_COMMIT_MAX
+                || matches!(request.selection, Selection::Ids(_));
+            gone.extend(ids);
+            if is_last {
+                return Ok((gone, version));
+            }
         }
     }
 
@@ -309,7 +330,13 @@ impl CubeHandle {
     /// # Errors
     /// `NotFound` without such a cube, `Unavailable` while it is being written.
     pub async fn erase(&self) -> Result<()> {
-        self.call("erase", |reply| CubeMessage::Erase { reply }).await
+        match self.call("erase", |reply| CubeMessage::Erase { reply }).await {
+            // A cube that cannot be read, or is in quarantine, can still be deleted.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.cubes.erase_unread(&self.key).await
+            }
+            result => result,
+        }
     }
 
     async fn change(&self, name: &'static str, command: CubeCommand) -> Result<CubeReply> {
@@ -327,22 +354,26 @@ impl CubeHandle {
     ) -> Result<T> {
         let environment = self.cubes.environment();
         let start = environment.monotonic_us();
-        let limit = Duration::from_millis(CUBE_CALL_MS_MAX);
-        let result = tokio::time::timeout(limit, self.call_cube(message)).await;
-        let result = result.unwrap_or_else(|_| {
-            Err(Error::unavailable(format!(
-                "the cube `{}` did not answer within {CUBE_CALL_MS_MAX} ms; retry, and give an \
-                 idempotency key with an add",
-                self.key.cube
-            ))
-            .retry_after_ms(1_000))
-        });
+        let result = self.in_time(self.call_cube(message)).await;
         let took = environment.monotonic_us().saturating_sub(start);
         metrics::histogram!(names::CUBE_CALL_SECONDS, "command" => name).record(seconds(took));
         let outcome = if result.is_ok() { "ok" } else { "error" };
         metrics::counter!(names::CUBE_CALLS_TOTAL, "command" => name, "outcome" => outcome)
             .increment(1);
         result
+    }
+
+    /// Gives up after the time that a caller waits at the most.
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let limit = Duration::from_millis(CUBE_CALL_MS_MAX);
+        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!(
+                "the cube `{}` did not answer within {CUBE_CALL_MS_MAX} ms; retry, and give an \
+                 idempotency key with an add",
+                self.key.cube
+            ))
+            .retry_after_ms(1_000))
+        })
     }
 
     /// Sends until a live incarnation of the cube answers. Only calls that had no effect are sent again.

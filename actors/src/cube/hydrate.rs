@@ -67,6 +67,17 @@ impl Hydrator {
         Ok(state)
     }
 
+    /// Clears a cube's rows without reading them.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store does not answer, `Conflict` when another owner claims it meanwhile.
+    pub(crate) async fn erase(&self, key: &CubeKey) -> Result<()> {
+        let claim = self.claim(key).await?;
+        let checks = vec![journal::ownership_check(key, &claim)];
+        journal::commit(&self.store, &self.environment, checks, journal::erase(key)).await?;
+        Ok(())
+    }
+
     async fn read_manifest(&self, key: &CubeKey) -> Result<CubeManifest> {
         let read = RangeRead::key(keys::manifest(&key.tenant, &key.cube));
         let output = self.store.read(vec![read]).await?;

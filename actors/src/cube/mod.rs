@@ -24,7 +24,7 @@ use memcube_schemas::{
     MemoryId, RequestId, Version,
     command::{CubeEvent, CubeReply},
     cube::{CubeManifest, RequestRecord},
-    limits::COMMANDS_PER_COMMIT_MAX,
+    limits::{COMMANDS_PER_COMMIT_MAX, EVENTS_PER_COMMIT_MAX},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -190,7 +190,9 @@ impl Running {
         let mut batch = Batch::default();
         let mut working = Working::on(&self.cube, now_ms);
         let (ids, environment) = (&mut self.ids, &self.environment);
-        while batch.answers.len() < COMMANDS_PER_COMMIT_MAX {
+        while batch.answers.len() < COMMANDS_PER_COMMIT_MAX
+            && batch.events.len() < EVENTS_PER_COMMIT_MAX
+        {
             let Some(mut change) = self.waiting.pop_front() else { break };
             let command = std::mem::replace(&mut change.command, nothing());
             environment.reach("cube.decide", first_text(&command));

@@ -369,3 +369,93 @@ async fn unknown_outcomes_are_resolved_and_nothing_is_added_twice() {
     assert!(items.iter().all(|item| item.occurrences == 1));
     assert!(world.environment.unix_ms() > 0);
 }
+
+async fn scored(cube: &CubeHandle, query: &str) -> Vec<(MemoryId, String)> {
+    let found = cube.search(SearchRequest::new(query)).await.expect("found");
+    let line = |hit: &Hit| {
+        let scores = hit.scores;
+        (hit.item.id, format!("{:.3} {:.3} {:.3}", scores.dense_z, scores.lexical_z, scores.fused))
+    };
+    found.hits.iter().map(line).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_version_gives_the_same_list_also_after_changes_and_a_restart() {
+    let store: SharedStore = Arc::new(InMemoryStore::default());
+    let world = World::with(Arc::clone(&store), Environment::scripted(1), 10).await;
+    let cube = world.cube("ann").await;
+    let texts: Vec<String> =
+        (0..12).map(|n| format!("turn {n} about the garden, part {}", n % 5)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let request = AddRequest {
+        conversation: Some(memcube_schemas::ConversationId::new("one").expect("valid")),
+        ..said(&texts)
+    };
+    let ids: Vec<MemoryId> =
+        cube.add(request).await.expect("added").memories.iter().map(|memory| memory.id).collect();
+    let text = Some("Ann: turn 3 is about the kitchen".to_owned());
+    cube.update(ids[3], UpdateRequest { text, ..Default::default() }).await.expect("changed");
+    for (id, status) in
+        [(6, MemoryStatus::Archived), (8, MemoryStatus::Archived), (6, MemoryStatus::Activated)]
+    {
+        let change = UpdateRequest { status: Some(status), ..Default::default() };
+        cube.update(ids[id], change).await.expect("changed");
+    }
+    let selection = Selection::Ids(vec![ids[10]]);
+    cube.delete(DeleteRequest { selection, purge: false }).await.expect("deleted");
+    let queries = ["garden part 2", "kitchen", "turn 11"];
+    let before = join_all(queries.map(|query| scored(&cube, query))).await;
+    world.cubes.shut_down().await;
+
+    let world = World::with(store, Environment::scripted(2), 10).await;
+    let cube = world.cube("ann").await;
+    let after = join_all(queries.map(|query| scored(&cube, query))).await;
+    assert_eq!(before, after);
+    assert!(before.iter().all(|list| list.len() == 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_statement_about_a_person_counts_as_much_as_what_that_person_says() {
+    let world = World::new().await;
+    let cube = world.cube("ann").await;
+    cube.add(said(&["I have a greyhound.", "I like tea.", "I sing."])).await.expect("added");
+    let facts = vec!["Ann lives in Lisbon.".to_owned(), "Bo lives in Porto.".to_owned()];
+    cube.add(AddRequest { facts, ..AddRequest::default() }).await.expect("added");
+    assert_eq!(texts_found(&cube, "Where does Ann live?").await[0], "Ann lives in Lisbon.");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cube_in_quarantine_can_be_deleted() {
+    let world = World::new().await;
+    let cube = world.cube("ann").await;
+    let tenant = context();
+    let key = keys::item(tenant.tenant(), cube.id(), MemoryId::from_parts(1, 1));
+    let mutations = vec![Mutation::Set { key, value: b"garbage".to_vec() }];
+    let commit = Commit { token: CommitToken(9), checks: Vec::new(), mutations };
+    world.store.commit(commit).await.expect("damaged");
+    assert!(cube.list(None, 1).await.is_err());
+    cube.erase().await.expect("deleted");
+    let error = cube.list(None, 1).await.expect_err("it is gone");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let again = world.cube("ann").await;
+    again.add(said(&["a new life"])).await.expect("added");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bulk_deletion_takes_several_commits_and_spares_frozen_items() {
+    let world = World::new().await;
+    let cube = world.cube("ann").await;
+    let facts: Vec<String> = (0..10_000).map(|n| format!("fact {n}")).collect();
+    for chunk in [facts, (0..500).map(|n| format!("note {n}")).collect()] {
+        let request = AddRequest { facts: chunk, ..AddRequest::default() };
+        cube.add(request).await.expect("added");
+    }
+    let kept = cube.list(None, 1).await.expect("listed").items[0].id;
+    let frozen = UpdateRequest { status: Some(MemoryStatus::Frozen), ..Default::default() };
+    cube.update(kept, frozen).await.expect("frozen");
+    let request = DeleteRequest { selection: Selection::All, purge: true };
+    let (gone, _) = cube.delete(request).await.expect("deleted");
+    assert_eq!(gone.len(), 10_499);
+    let left = cube.list(None, 10).await.expect("listed").items;
+    assert_eq!(left.iter().map(|item| item.id).collect::<Vec<_>>(), [kept]);
+}

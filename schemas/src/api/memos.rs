@@ -69,6 +69,9 @@ pub struct SearchBody {
     /// Hits in each cube.
     #[serde(default)]
     pub top_k: Option<usize>,
+    /// Not supported yet: a search that asks for it is refused rather than answered without it.
+    #[serde(default)]
+    pub filter: Option<Value>,
     /// Hits below it are left out; 0 switches the threshold off.
     #[serde(default)]
     pub relativity: Option<f32>,

@@ -6,7 +6,7 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
-use memcube_actors::storage::RangeRead;
+use memcube_actors::{embedder::EmbedderHandle, storage::RangeRead};
 use memcube_schemas::{
     api::v1::{HealthResponse, ReadyResponse},
     keys,
@@ -33,8 +33,8 @@ pub(crate) async fn ready(State(gateway): State<Gateway>) -> impl IntoResponse {
     let store =
         gateway.node.store().read(vec![probe]).await.is_ok() && gateway.node.store().is_writable();
     let cubes = gateway.node.cubes().is_alive();
-    // A node does not start before its model is loaded.
-    let ready = ReadyResponse { ready: store && cubes, store, cubes, embedder: true };
+    let embedder = gateway.node.cubes().embedder().is_none_or(EmbedderHandle::is_alive);
+    let ready = ReadyResponse { ready: store && cubes && embedder, store, cubes, embedder };
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready))
 }

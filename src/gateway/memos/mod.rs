@@ -6,6 +6,8 @@
 mod messages;
 mod views;
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json, Router,
     body::Body,
@@ -19,7 +21,7 @@ use memcube_actors::{
     cube::{AddRequest, DeleteRequest, SearchRequest},
 };
 use memcube_schemas::{
-    ConversationId, CubeId, UserId,
+    ConversationId, CubeId, MemoryId, UserId,
     api::memos::{
         AddBody, CreateCubeBody, DeleteMemoryBody, Envelope, GetAllBody, GetMemoryBody, SearchBody,
     },
@@ -126,6 +128,12 @@ pub(crate) async fn search(
 ) -> Response<Body> {
     let result = async {
         let body: SearchBody = read_json(request).await?;
+        let has_filter = |filter: &Value| filter.as_object().is_none_or(|map| !map.is_empty());
+        if body.filter.as_ref().is_some_and(|filter| !filter.is_null() && has_filter(filter)) {
+            return Err(Failure::invalid(
+                "`filter` is not supported here; use `POST /v1/cubes/ID/search` with its `filter`",
+            ));
+        }
         let ids = cubes(body.readable_cube_ids, body.mem_cube_id, body.user_id.as_ref())?;
         let mut text_mem = Vec::with_capacity(ids.len());
         for id in ids {
@@ -192,12 +200,15 @@ pub(crate) async fn get_memory_by_id(
 ) -> Response<Body> {
     let result = async {
         let id = memory_id(&memory)?;
-        let cube = query.0.mem_cube_id.or(query.0.user_id).ok_or_else(|| {
-            Failure::invalid(
-                "say where: add `?mem_cube_id=ID`, since ids are looked up in one cube",
-            )
-        })?;
-        let cube = gateway.node.cubes().cube(&caller, cube_id(&cube)?);
+        let named = query.0.mem_cube_id.or(query.0.user_id);
+        let cube = match named.as_deref().map(cube_id).transpose()? {
+            Some(cube) => Some(cube),
+            None => gateway.node.cubes().find_memory(&caller, id).await?,
+        };
+        let Some(cube) = cube else {
+            return Ok(Json(envelope(format!("Memory with ID {id} not found"), Value::Null)));
+        };
+        let cube = gateway.node.cubes().cube(&caller, cube);
         match cube.get(id).await {
             Ok(item) => {
                 let data = views::memory(&item, cube.id().as_str(), None);
@@ -329,7 +340,12 @@ async fn delete(
             ));
         }
     };
-    let ids = cubes(body.writable_cube_ids, body.mem_cube_id, body.user_id.as_ref())?;
+    let named = cubes(body.writable_cube_ids, body.mem_cube_id, body.user_id.as_ref());
+    let ids = match (&selection, named) {
+        (_, Ok(ids)) => ids,
+        (Selection::Ids(ids), Err(_)) => return delete_anywhere(gateway, caller, ids).await,
+        (Selection::Conversation(_) | Selection::All, Err(failure)) => return Err(failure),
+    };
     let mut deleted = 0;
     for id in ids {
         let cube = gateway.node.cubes().cube(caller, id);
@@ -344,6 +360,25 @@ async fn delete(
         }
     }
     Ok(deleted)
+}
+
+/// Deletes memories whose cubes the caller did not name.
+async fn delete_anywhere(
+    gateway: &Gateway,
+    caller: &TenantContext,
+    ids: &[MemoryId],
+) -> Result<usize, Failure> {
+    let mut by_cube: BTreeMap<CubeId, Vec<MemoryId>> = BTreeMap::new();
+    for id in ids {
+        let cube = gateway.node.cubes().find_memory(caller, *id).await?;
+        let missing = || Failure::invalid(format!("there is no memory `{id}`"));
+        by_cube.entry(cube.ok_or_else(missing)?).or_default().push(*id);
+    }
+    for (cube, ids) in by_cube {
+        let request = DeleteRequest { selection: Selection::Ids(ids), purge: false };
+        gateway.node.cubes().cube(caller, cube).delete(request).await?;
+    }
+    Ok(ids.len())
 }
 
 /// Makes a cube.

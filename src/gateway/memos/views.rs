@@ -3,7 +3,6 @@
 use memcube_schemas::{
     CubeId,
     command::AddedMemory,
-    conversation::Role,
     memory::{MemoryItem, MemoryKind, SourceTurn},
 };
 use serde_json::{Value, json};
@@ -63,10 +62,9 @@ pub(crate) fn memory(item: &MemoryItem, user: &str, relativity: Option<f32>) -> 
 }
 
 fn memory_type(item: &MemoryItem) -> &'static str {
-    match (item.kind, item.role) {
-        (MemoryKind::Preference, _) => "PreferenceMemory",
-        (MemoryKind::Episode, Role::User) => "UserMemory",
-        (MemoryKind::Fact | MemoryKind::Episode, _) => "LongTermMemory",
+    match item.kind {
+        MemoryKind::Preference => "PreferenceMemory",
+        MemoryKind::Fact | MemoryKind::Episode => "LongTermMemory",
     }
 }
 

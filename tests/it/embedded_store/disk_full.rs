@@ -80,7 +80,6 @@ fn run_limited(directory: &Path, value_bytes: usize) -> Output {
 }
 
 #[tokio::test]
-#[expect(clippy::print_stdout, reason = "it reports to the parent")]
 async fn fills_the_disk() {
     let Some(directory) = child_directory() else { return };
     let value_bytes = std::env::var("VALUE_BYTES").expect("set").parse().expect("a number");

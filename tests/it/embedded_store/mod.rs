@@ -116,7 +116,6 @@ async fn a_directory_has_one_user() {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "it reports to the parent")]
 fn opens_in_a_child() {
     let Some(directory) = child_directory() else { return };
     match EmbeddedStore::open(&directory) {

@@ -2,125 +2,60 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode, assert_says};
-
-async fn check(client: &Client, request: &str, body: Option<Value>, expected: &str) {
-    let (method, path) = request.split_once(' ').expect("method and path");
-    let call = client.call(method, path);
-    let call = match body {
-        Some(body) => call.json(body),
-        None => call,
-    };
-    let answer = call.send().await;
-    let shown = match answer.status {
-        200..=299 => format!("{} {}", answer.status, without_times(&answer.body)),
-        _ => answer.summary(),
-    };
-    assert_says(&shown, expected, request);
-}
+use crate::support::{Answer, TestNode, check_table};
 
 /// The body, with the values that differ from run to run left out.
-fn without_times(body: &Value) -> Value {
-    let mut body = body.clone();
-    if let Some(fields) = body.as_object_mut() {
-        for name in ["created_at", "updated_at"] {
-            if let Some(time) = fields.remove(name) {
-                assert!(time.as_str().is_some_and(|time| time.ends_with('Z')), "{time}");
-            }
+fn show(answer: &Answer) -> String {
+    if answer.status >= 300 {
+        return answer.summary();
+    }
+    let mut body = answer.body.clone();
+    for name in ["created_at", "updated_at"] {
+        if let Some(time) = body.as_object_mut().and_then(|fields| fields.remove(name)) {
+            assert!(time.as_str().is_some_and(|time| time.ends_with('Z')), "{time}");
         }
     }
-    body
+    format!("{} {body}", answer.status)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cube_is_made_described_and_deleted() {
     let node = TestNode::start().await;
-    let client = &node.client;
-    check(
-        client,
-        "POST /v1/cubes",
-        Some(json!({"id": "ann", "name": "Ann's", "owner": "u1"})),
-        "201 {\"condition\":\"cold\",\"id\":\"ann\",\"items\":0,\"name\":\"Ann's\",\"owner\":\"u1\",\"version\":0}",
-    )
-    .await;
-    check(
-        client,
-        "POST /v1/cubes",
-        Some(json!({"id": "ann"})),
-        "409 conflict: there is a cube `ann` already",
-    )
-    .await;
-    check(
-        client,
-        "POST /v1/cubes",
-        Some(json!({"id": ""})),
-        "422 invalid: body at `id`: invalid … at line 1 column 9",
-    )
-    .await;
-    check(
-        client,
-        "POST /v1/cubes",
-        Some(json!({"id": "a\nb"})),
-        "422 invalid: body at `id`: invalid … at line 1 column 13",
-    )
-    .await;
-    check(
-        client,
-        "POST /v1/cubes",
-        Some(json!({"id": "x".repeat(257)})),
-        "422 invalid: body at `id`: invalid … at line 1 column 266",
-    )
-    .await;
-    check(
-        client,
-        "POST /v1/cubes",
-        Some(json!({"name": "no id"})),
-        "422 invalid: body at `.`: missing … at line 1 column 16",
-    )
-    .await;
-    check(
-        client,
-        "GET /v1/cubes/ann",
-        None,
-        "200 {\"condition\":\"cold\",\"id\":\"ann\",\"i … wner\":\"u1\",\"version\":0}",
-    )
-    .await;
-    client.fact("ann", "the first memory").await;
-    check(
-        client,
-        "GET /v1/cubes/ann",
-        None,
-        "200 {\"condition\":\"hot\",\"embedder\":\"sc … wner\":\"u1\",\"version\":1}",
-    )
-    .await;
-    check(client, "GET /v1/cubes/nobody", None, "404 not_found: there is no cube `nobody`").await;
-    check(
-        client,
-        "POST /v1/cubes/ann/release",
-        None,
-        "404 not_found: the cube `ann` is not in quarantine",
-    )
-    .await;
-    check(
-        client,
-        "POST /v1/cubes/nobody/release",
-        None,
-        "404 not_found: the cube `nobody` … is not in quarantine",
-    )
-    .await;
-    check(client, "DELETE /v1/cubes/nobody", None, "404 not_found: there is no cube `nobody`")
-        .await;
-    check(
-        client,
-        "DELETE /v1/cubes/ann",
-        None,
-        "200 {\"condition\":\"hot\",\"embedder\":\" … ner\":\"u1\",\"version\":1}",
-    )
-    .await;
-    check(client, "GET /v1/cubes/ann", None, "404 not_found: there is no cube `ann`").await;
-    check(client, "GET /v1/cubes/ann/memories", None, "404 not_found: there is no cube `ann`")
-        .await;
-    check(client, "DELETE /v1/cubes/ann", None, "404 not_found: there is no cube `ann`").await;
+    let table = r#"
+POST /v1/cubes {"id": "ann", "name": "Ann's", "owner": "u1"}
+    201 {"condition":"cold","id":"ann","items":0,"name":"Ann's","owner":"u1","version":0}
+POST /v1/cubes {"id": "ann"}
+    409 conflict: there is a cube `ann` already
+POST /v1/cubes {"id": ""}
+    422 invalid: body at `id`: invalid cube id: it is empty …
+POST /v1/cubes {"id": "a\nb"}
+    422 invalid: body at `id`: invalid cube id: the character '\n' is not allowed …
+POST /v1/cubes {"name": "no id"}
+    422 invalid: body at `.`: missing field `id` …
+GET /v1/cubes/ann
+    200 {"condition":"cold","id":"ann","items":0,"name":"Ann's","owner":"u1","version":0}
+POST /v1/cubes/ann/memories {"text": "the first memory"}
+    201 …
+GET /v1/cubes/ann
+    200 {"condition":"hot","embedder":"scripted-64","id":"ann","items":1,"name":"Ann's","owner":"u1","version":1}
+GET /v1/cubes/nobody
+    404 not_found: there is no cube `nobody`
+POST /v1/cubes/ann/release
+    404 not_found: the cube `ann` is not in quarantine
+POST /v1/cubes/nobody/release
+    404 not_found: the cube `nobody` is not in quarantine
+DELETE /v1/cubes/nobody
+    404 not_found: there is no cube `nobody`
+DELETE /v1/cubes/ann
+    200 {"condition":"hot","embedder":"scripted-64","id":"ann","items":1,"name":"Ann's","owner":"u1","version":1}
+GET /v1/cubes/ann
+    404 not_found: there is no cube `ann`
+GET /v1/cubes/ann/memories
+    404 not_found: there is no cube `ann`
+DELETE /v1/cubes/ann
+    404 not_found: there is no cube `ann`
+"#;
+    check_table(&node.client, "", show, table).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use expect_test::expect;
+use memcube_schemas::limits;
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode, assert_says, text_of};
+use crate::support::{Answer, Client, TestNode, assert_says, check_table, text_of};
 
 const MEMORIES: &str = "/v1/cubes/c/memories";
 
@@ -170,153 +171,68 @@ async fn memories_are_listed_by_pages_in_order() {
     assert_eq!(ids(&rest), [added[101].clone()], "a cursor outlives the memory it names");
 }
 
-async fn check_patch(client: &Client, id: &str, body: Value, expected: &str) {
-    let answer = client.patch(&format!("{MEMORIES}/{id}"), body).await;
-    let shown = match answer.status {
-        200 => {
-            let memory = &answer.body;
-            let (status, revision) = (&memory["status"], &memory["revision"]);
-            format!("200 {status} revision {revision}: {}", memory["text"])
-        }
-        _ => answer.summary().replace(id, "ID"),
-    };
-    assert_says(&shown, expected, id);
+fn show(answer: &Answer) -> String {
+    if answer.status != 200 {
+        return answer.summary();
+    }
+    let memory = &answer.body;
+    let (status, revision) = (&memory["status"], &memory["revision"]);
+    format!("200 {status} revision {revision}: {}", memory["text"])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_follow_the_lifecycle() {
     let node = node_with_cube().await;
-    let client = &node.client;
-    let id = &client.fact("c", "the meeting is on Monday").await;
-    let text = "the meeting is on Thursday";
-    check_patch(
-        client,
-        id,
-        json!({ "text": text }),
-        "200 \"activated\" revision 2: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"text": "x", "expected_revision": 1}),
-        "409 conflict: the memory `ID` is … not 1; read it again",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"tags": ["t"], "expected_revision": 2}),
-        "200 \"activated\" revision 3: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "generated"}),
-        "422 invalid: a memory that is … become `generated`",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "archived"}),
-        "200 \"archived\" revision 4: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "merged"}),
-        "422 invalid: a memory that is … become `merged`",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "activated"}),
-        "200 \"activated\" revision 5: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "frozen"}),
-        "200 \"frozen\" revision 6: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"text": "thawed"}),
-        "422 invalid: the memory `ID` is … to `activated` first",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "expired"}),
-        "422 invalid: a memory that is … become `expired`",
-    )
-    .await;
-    let refused = client.delete(&format!("{MEMORIES}/{id}")).await.summary().replace(id, "ID");
-    assert_says(
-        &refused,
-        "422 invalid: the memory `ID` is frozen; set its status to `activated` first",
-        "delete",
-    );
-    check_patch(
-        client,
-        id,
-        json!({"status": "activated"}),
-        "200 \"activated\" revision 7: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "expired"}),
-        "200 \"expired\" revision 8: \"the … is on Thursday\"",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "activated"}),
-        "422 invalid: a memory that is … become `activated`",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"status": "unheard-of"}),
-        "422 invalid: body at `status`: … at line 1 column 22",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"text": " "}),
-        "422 invalid: `text` must have between 1 and 16384 bytes",
-    )
-    .await;
-    check_patch(
-        client,
-        id,
-        json!({"text": "x".repeat(16 * 1024 + 1)}),
-        "422 invalid: `text` must have … 1 and 16384 bytes",
-    )
-    .await;
-    let unknown = "01890a5d-ac96-774b-bcce-b302099a8057";
-    check_patch(
-        client,
-        unknown,
-        json!({"text": "x"}),
-        "404 not_found: there is no memory `ID` in this cube",
-    )
-    .await;
-    let kept = read(client, id).await;
-    assert_eq!((&kept["text"], &kept["tags"]), (&json!(text), &json!(["t"])));
+    let id = node.client.fact("c", "the meeting is on Monday").await;
+    let table = r#"
+PATCH /v1/cubes/c/memories/ID {"text": "the meeting is on Thursday"}
+    200 "activated" revision 2: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"text": "x", "expected_revision": 1}
+    409 conflict: the memory `ID` is at revision 2, not 1; read it again
+PATCH /v1/cubes/c/memories/ID {"tags": ["t"], "expected_revision": 2}
+    200 "activated" revision 3: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"status": "generated"}
+    422 invalid: a memory that is `activated` cannot become `generated`
+PATCH /v1/cubes/c/memories/ID {"status": "archived"}
+    200 "archived" revision 4: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"status": "merged"}
+    422 invalid: a memory that is `archived` cannot become `merged`
+PATCH /v1/cubes/c/memories/ID {"status": "activated"}
+    200 "activated" revision 5: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"status": "frozen"}
+    200 "frozen" revision 6: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"text": "thawed"}
+    422 invalid: the memory `ID` is frozen; set its status to `activated` first
+PATCH /v1/cubes/c/memories/ID {"tags": []}
+    422 invalid: the memory `ID` is frozen; set its status to `activated` first
+PATCH /v1/cubes/c/memories/ID {"info": {}}
+    422 invalid: the memory `ID` is frozen; set its status to `activated` first
+DELETE /v1/cubes/c/memories/ID
+    422 invalid: the memory `ID` is frozen; set its status to `activated` first
+PATCH /v1/cubes/c/memories/ID {"status": "expired"}
+    422 invalid: a memory that is `frozen` cannot become `expired`
+PATCH /v1/cubes/c/memories/ID {"status": "activated"}
+    200 "activated" revision 7: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"status": "expired"}
+    200 "expired" revision 8: "the meeting is on Thursday"
+PATCH /v1/cubes/c/memories/ID {"status": "activated"}
+    422 invalid: a memory that is `expired` cannot become `activated`
+PATCH /v1/cubes/c/memories/ID {"status": "unheard-of"}
+    422 invalid: body at `status`: unknown variant `unheard-of`, expected one of `generated`, `activated`, `merged`, `archived`, `frozen`, `expired` …
+PATCH /v1/cubes/c/memories/ID {"text": " "}
+    422 invalid: `text` must have between 1 and 16384 bytes
+PATCH /v1/cubes/c/memories/ID {"mood": 1}
+    422 invalid: body at `mood`: unknown field `mood`, expected one of `text`, `status`, `tags`, `info`, `expected_revision` …
+PATCH /v1/cubes/c/memories/01890a5d-ac96-774b-bcce-b302099a8057 {"text": "x"}
+    404 not_found: there is no memory `01890a5d-ac96-774b-bcce-b302099a8057` in this cube
+"#;
+    check_table(&node.client, &id, show, table).await;
+    let long = json!({"text": "x".repeat(limits::ITEM_TEXT_BYTES_MAX + 1)});
+    let refused = node.client.patch(&format!("{MEMORIES}/{id}"), long).await.summary();
+    assert_says(&refused, "422 invalid: `text` must have between 1 and 16384 bytes", "too long");
+    let kept = read(&node.client, &id).await;
+    assert_eq!(kept["text"], "the meeting is on Thursday");
+    assert_eq!(kept["tags"], json!(["t"]));
 }
 
 /// Of many that saw the same revision, one may write.
@@ -397,23 +313,21 @@ async fn memories_are_forgotten_one_by_one_by_conversation_or_all() {
         again.summary().replace(&lone, "ID"),
         "404 not_found: there is no memory `ID` in this cube"
     );
-    for (query, expected) in [
-        ("", "422 invalid: give either `conversation=ID` or `all=true`"),
-        ("?conversation=one&all=true", "422 invalid: give either `conversation=ID` or `all=true`"),
-        ("?all=false", "422 invalid: give either `conversation=ID` or `all=true`"),
-        (
-            "?all=maybe",
-            "422 invalid: Failed to deserialize query string: … string was not `true` or `false`",
-        ),
-        (
-            "?everything=true",
-            "422 invalid: Failed to deserialize query … of `conversation`, `all`, `purge`",
-        ),
-        ("?conversation=", "422 invalid: invalid conversation id: it is empty"),
-    ] {
-        let refused = client.delete(&format!("{MEMORIES}{query}")).await;
-        assert_says(&refused.summary(), expected, query);
-    }
+    let table = r#"
+DELETE /v1/cubes/c/memories
+    422 invalid: give either `conversation=ID` or `all=true`
+DELETE /v1/cubes/c/memories?conversation=one&all=true
+    422 invalid: give either `conversation=ID` or `all=true`
+DELETE /v1/cubes/c/memories?all=false
+    422 invalid: give either `conversation=ID` or `all=true`
+DELETE /v1/cubes/c/memories?all=maybe
+    422 invalid: Failed to deserialize query string: all: provided string was not `true` or `false`
+DELETE /v1/cubes/c/memories?everything=true
+    422 invalid: Failed to deserialize query string: everything: unknown field `everything`, expected one of `conversation`, `all`, `purge`
+DELETE /v1/cubes/c/memories?conversation=
+    422 invalid: invalid conversation id: it is empty
+"#;
+    check_table(client, "", Answer::summary, table).await;
     assert_eq!(client.texts("c").await.len(), 6, "nothing was deleted by mistake");
     let gone = client.delete(&format!("{MEMORIES}?conversation=one")).await.expect(200);
     assert_eq!(gone["ids"].as_array().expect("a list").len(), 3);
@@ -444,22 +358,50 @@ async fn purging_erases_histories() {
     }
 }
 
-/// "`Invalid` when an item is frozen; then nothing is deleted", whichever way it is named.
+/// A frozen memory is thawed before it is deleted: by its id that is told, in a crowd it stays behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frozen_memories_are_protected_against_every_deletion() {
     let node = node_with_cube().await;
     let client = &node.client;
-    let body = json!({"messages": [{"content": "keep this"}], "conversation": "s"});
+    let messages = [json!({"content": "keep this"}), json!({"content": "but not that"})];
+    let body = json!({"messages": messages, "conversation": "s"});
     let id = ids(&client.post(MEMORIES, body).await.expect(201)).remove(0);
     let path = format!("{MEMORIES}/{id}");
     client.patch(&path, json!({"status": "frozen"})).await.expect(200);
-    for target in
-        [path.clone(), format!("{MEMORIES}?conversation=s"), format!("{MEMORIES}?all=true")]
-    {
-        let refused = client.delete(&target).await;
-        assert_eq!(refused.status, 422, "DELETE {target}: {}", refused.text);
-        assert_eq!(client.get(&path).await.status, 200, "DELETE {target}");
+    let table = r#"
+DELETE /v1/cubes/c/memories/ID
+    422 invalid: the memory `ID` is frozen; set its status to `activated` first
+"#;
+    check_table(client, &id, Answer::summary, table).await;
+    for query in ["conversation=s", "all=true", "all=true&purge=true"] {
+        let gone = client.delete(&format!("{MEMORIES}?{query}")).await.expect(200);
+        assert!(!gone.to_string().contains(&id), "{query}: {gone}");
+        assert_eq!(client.texts("c").await, ["user: keep this"], "{query}");
+        assert_eq!(client.search("c", "keep this").await, ["user: keep this"], "{query}");
     }
+}
+
+/// More memories than one commit deletes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_memories_are_forgotten_in_one_call() {
+    let node = node_with_cube().await;
+    let message = |number| json!({"content": format!("turn {number}")});
+    for (conversation, count) in [("long", 9_999), ("short", 3)] {
+        let messages: Vec<Value> = (0..count).map(message).collect();
+        let body =
+            json!({"messages": messages, "conversation": conversation, "tags": [conversation]});
+        node.client.post(MEMORIES, body).await.expect(201);
+    }
+    // What the short conversation repeats was folded into the long one.
+    assert_eq!(node.client.texts("c").await.len(), 9_999);
+    node.client.fact("c", "stays").await;
+    let path = format!("{MEMORIES}?conversation=long");
+    let gone = node.client.delete(&path).await.expect(200);
+    let distinct: BTreeSet<String> =
+        gone["ids"].as_array().expect("a list").iter().map(Value::to_string).collect();
+    assert_eq!(distinct.len(), 9_999, "each of them is named, once");
+    assert_eq!(node.client.texts("c").await, ["stays"]);
+    assert_eq!(node.client.delete(&path).await.expect(200)["ids"], json!([]));
 }
 
 /// A cube is one line of writers, but none of them waits for ever nor gets lost.

@@ -3,7 +3,7 @@
 use memcube_actors::metrics as names;
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode, assert_says, embedded};
+use crate::support::{Answer, TestNode, check_table, embedded};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_and_readiness_are_told_to_anybody() {
@@ -140,35 +140,38 @@ async fn requests_have_an_id() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_routes_and_methods_are_told() {
     let node = TestNode::start().await;
-    async fn check(client: &Client, request: &str, expected: &str) {
-        let (method, path) = request.split_once(' ').expect("method and path");
-        assert_says(&client.call(method, path).send().await.summary(), expected, request);
-    }
-    let client = &node.client;
-    check(client, "GET /", "404 not_found: there is no route `GET /`; see /openapi.json").await;
-    check(client, "GET /v1", "404 not_found: there is no route `GET /v1`; see /openapi.json").await;
-    check(
-        client,
-        "GET /v1/cubes/",
-        "404 not_found: there is no route `GET /v1/cubes/`; see /openapi.json",
-    )
-    .await;
-    check(
-        client,
-        "GET /v2/cubes",
-        "404 not_found: there is no route `GET /v2/cubes`; see /openapi.json",
-    )
-    .await;
-    check(client, "PUT /v1/cubes", "405 invalid: `/v1/cubes` does not take PUT").await;
-    check(client, "DELETE /v1/cubes", "405 invalid: `/v1/cubes` does not take DELETE").await;
-    check(client, "GET /v1/cubes/c/search", "405 invalid: `/v1/cubes/c/search` does not take GET")
-        .await;
-    check(client, "POST /healthz", "405 invalid: `/healthz` does not take POST").await;
-    check(
-        client,
-        "GET /product/nothing",
-        "404 envelope: there is no route `GET … see /openapi.json",
-    )
-    .await;
-    check(client, "GET /product/add", "405 envelope: `/product/add` does not take GET").await;
+    let table = r#"
+GET /
+    404 not_found: there is no route `GET /`; see /openapi.json
+GET /v1
+    404 not_found: there is no route `GET /v1`; see /openapi.json
+GET /v1/cubes/
+    404 not_found: there is no route `GET /v1/cubes/`; see /openapi.json
+GET /v2/cubes
+    404 not_found: there is no route `GET /v2/cubes`; see /openapi.json
+PUT /v1/cubes
+    405 invalid: `/v1/cubes` does not take PUT
+DELETE /v1/cubes
+    405 invalid: `/v1/cubes` does not take DELETE
+GET /v1/cubes/c/search
+    405 invalid: `/v1/cubes/c/search` does not take GET
+GET /product/nothing
+    404 envelope: there is no route `GET /product/nothing`; see /openapi.json
+GET /product/add
+    405 envelope: `/product/add` does not take GET
+"#;
+    check_table(&node.client, "", Answer::summary, table).await;
+}
+
+/// Errors of the routes that need no key are typed as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_routes_tell_wrong_methods() {
+    let node = TestNode::start().await;
+    let table = r#"
+POST /healthz
+    405 invalid: `/healthz` does not take POST
+DELETE /readyz
+    405 invalid: `/readyz` does not take DELETE
+"#;
+    check_table(&node.client, "", Answer::summary, table).await;
 }

@@ -51,6 +51,8 @@ pub(crate) struct Form {
     pub(crate) prior: f32,
     /// When it was said, and the dates that it names.
     pub(crate) moments: Vec<Moment>,
+    /// It was given as a statement: nobody speaks, and it may be about anybody.
+    pub(crate) is_fact: bool,
 }
 
 /// Looks at an item; `terms` is the number of index terms in its own words.
@@ -76,7 +78,7 @@ pub(crate) fn form(item: &MemoryItem, body: &str, terms: usize) -> Form {
     }
     let mut moments: Vec<Moment> = dates_in_brackets(&item.text);
     moments.extend(date_in_front(&item.text));
-    Form { speaker, prior, moments }
+    Form { speaker, prior, moments, is_fact }
 }
 
 /// The first name of a speaker, lower-case; `None` for the names of roles.

@@ -1,6 +1,9 @@
 //! The arrays that recall reads, kept in step with the items of a cube.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use memcube_schemas::{MemoryId, memory::MemoryItem};
 
@@ -9,7 +12,7 @@ use super::{
     dense::DenseArm,
     features::{Form, Moment, form, without_dates},
     lexical::LexicalArm,
-    slots::Slots,
+    slots::{NONE, Slots},
 };
 
 /// Dead slots beyond this share of all make the index worth rebuilding.
@@ -37,6 +40,8 @@ pub struct RecallIndex {
     pub(super) priors: Vec<f32>,
     /// When each item was said, and the dates that it names.
     pub(super) moments: Vec<Vec<Moment>>,
+    /// Whether each item was given as a statement, so that it may be about anybody.
+    pub(super) is_fact: Vec<bool>,
     /// The number of each item's speaker; `NOBODY` for mere roles.
     pub(super) speaker_of: Vec<u32>,
     /// The terms of each slot, to take them out again.
@@ -78,14 +83,33 @@ impl RecallIndex {
         form: Form,
     ) {
         let speaker = form.speaker.as_deref().map_or(NOBODY, |name| self.count_speaker(name));
+        let before = self.neighbourhood(previous);
         let slot = self.slots.push(id, previous);
-        self.lexical.push(&self.slots, slot, &terms, own_terms);
+        self.lexical.push(slot, &terms, own_terms);
         self.dense.push(vector);
         self.priors.push(form.prior);
         self.moments.push(form.moments);
+        self.is_fact.push(form.is_fact);
         self.speaker_of.push(speaker);
         self.terms.push(terms);
         self.own_terms.push(own_terms);
+        let after = [self.neighbourhood(previous), self.neighbourhood(Some(id))];
+        self.refresh(before, after.into_iter().flatten());
+    }
+
+    /// A live item and those whose windows it stands in.
+    fn neighbourhood(&self, id: Option<MemoryId>) -> BTreeSet<u32> {
+        let Some(slot) = id.and_then(|id| self.slots.slot(id)) else { return BTreeSet::new() };
+        let window = self.slots.window(slot).into_iter().filter(|neighbour| *neighbour != NONE);
+        window.chain([slot]).collect()
+    }
+
+    /// Brings the windows of slots up to date whose neighbours came, went or changed.
+    fn refresh(&mut self, mut touched: BTreeSet<u32>, also: impl Iterator<Item = u32>) {
+        touched.extend(also);
+        for slot in touched.into_iter().filter(|slot| self.slots.is_live[*slot as usize]) {
+            self.lexical.refresh(&self.slots, slot);
+        }
     }
 
     fn count_speaker(&mut self, name: &str) -> u32 {
@@ -109,11 +133,15 @@ impl RecallIndex {
     /// Takes an item out.
     pub fn remove(&mut self, id: MemoryId) {
         let Some(slot) = self.slots.slot(id) else { return };
-        let around = self.slots.window(slot);
+        let previous = self.slots.predecessor(id);
+        let mut before = self.neighbourhood(Some(id));
+        before.extend(self.neighbourhood(previous));
         self.slots.remove(id);
         let place = slot as usize;
         let terms = std::mem::take(&mut self.terms[place]);
-        self.lexical.remove(&self.slots, slot, &terms, around);
+        self.lexical.remove(slot, &terms);
+        let after = self.neighbourhood(previous);
+        self.refresh(before, after.into_iter());
         self.dense.clear(place);
         self.priors[place] = f32::NEG_INFINITY;
         self.moments[place] = Vec::new();
@@ -138,12 +166,12 @@ impl RecallIndex {
         let mut terms = former.terms;
         let mut moments = former.moments;
         for slot in (0..former.slots.len()).filter(|slot| former.slots.is_live[*slot]) {
-            let previous = former.slots.previous[slot];
-            let previous = former.slots.ids.get(previous as usize).copied();
+            let previous = former.slots.predecessor(former.slots.ids[slot]);
             let form = Form {
                 speaker: names.get(&former.speaker_of[slot]).cloned(),
                 prior: former.priors[slot],
                 moments: std::mem::take(&mut moments[slot]),
+                is_fact: former.is_fact[slot],
             };
             self.push(
                 former.slots.ids[slot],

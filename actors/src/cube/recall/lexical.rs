@@ -43,8 +43,8 @@ pub(crate) struct LexicalArm {
 }
 
 impl LexicalArm {
-    /// Appends the next slot; its links must stand in `slots` already.
-    pub(crate) fn push(&mut self, slots: &Slots, slot: u32, terms: &[String], own_terms: usize) {
+    /// Appends the next slot. Its window, and those of its neighbours, are to be refreshed after.
+    pub(crate) fn push(&mut self, slot: u32, terms: &[String], own_terms: usize) {
         let mut frequencies: BTreeMap<&str, f32> = BTreeMap::new();
         for term in terms {
             *frequencies.entry(term).or_default() += 1.0;
@@ -60,11 +60,10 @@ impl LexicalArm {
         self.openness.push((WINDOW_FULL_TERMS / own_terms.max(1) as f32).min(1.0));
         self.windows.push(Window { slots: [slot; 4], weights: [0.0; 4], total: 1.0 });
         self.window_lengths.push(0.0);
-        self.refresh_around(slots, slot);
     }
 
-    /// Takes an item out; its links are gone from `slots` already, `around` held them.
-    pub(crate) fn remove(&mut self, slots: &Slots, slot: u32, terms: &[String], around: [u32; 4]) {
+    /// Takes an item out. The windows of its former neighbours are to be refreshed after.
+    pub(crate) fn remove(&mut self, slot: u32, terms: &[String]) {
         for term in terms {
             let Some(postings) = self.postings.get_mut(term) else { continue };
             if let Ok(place) = postings.binary_search_by_key(&slot, |posting| posting.slot) {
@@ -79,19 +78,15 @@ impl LexicalArm {
         self.window_lengths[place] = 0.0;
         self.lengths[place] = 0.0;
         self.windows[place] = Window { slots: [slot; 4], weights: [0.0; 4], total: 1.0 };
-        for neighbour in around.into_iter().filter(|neighbour| *neighbour != NONE) {
-            self.refresh(slots, neighbour);
-        }
     }
 
-    fn refresh_around(&mut self, slots: &Slots, slot: u32) {
-        self.refresh(slots, slot);
-        for neighbour in slots.window(slot).into_iter().filter(|neighbour| *neighbour != NONE) {
-            self.refresh(slots, neighbour);
-        }
+    /// The slots that hold a term.
+    pub(crate) fn holders(&self, term: &str) -> impl Iterator<Item = u32> {
+        self.postings.get(term).into_iter().flatten().map(|posting| posting.slot)
     }
 
-    fn refresh(&mut self, slots: &Slots, slot: u32) {
+    /// Looks again whom a slot borrows from.
+    pub(crate) fn refresh(&mut self, slots: &Slots, slot: u32) {
         let place = slot as usize;
         let mut window = Window { slots: [slot; 4], weights: [0.0; 4], total: 1.0 };
         let mut length = self.lengths[place];

@@ -14,6 +14,8 @@ pub(crate) struct Query {
     pub(crate) all_terms: Vec<String>,
     /// The one known speaker whom the question names.
     pub(crate) speaker: Option<String>,
+    /// The index term of that name.
+    pub(crate) speaker_term: Option<String>,
     pub(crate) date: DateWanted,
 }
 
@@ -67,7 +69,8 @@ pub(crate) fn analyze(analyzer: &Analyzer, text: &str, is_speaker: impl Fn(&str)
         }
         None => all.clone(),
     };
-    Query { terms, all_terms: all, speaker, date: date_wanted(&words) }
+    let speaker_term = speaker.as_ref().map(|name| analyzer.stem(name));
+    Query { terms, all_terms: all, speaker, speaker_term, date: date_wanted(&words) }
 }
 
 fn date_wanted(words: &[String]) -> DateWanted {

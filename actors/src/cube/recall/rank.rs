@@ -64,6 +64,8 @@ struct Arms {
     /// Mean and inverse spread of the dot products before they were smeared.
     dense_own: Standard,
     speaker: Option<u32>,
+    /// Statements that name the speaker: slots in order. They are as good as said by that speaker.
+    about_speaker: Vec<u32>,
     date: query::DateWanted,
 }
 
@@ -116,7 +118,7 @@ impl RecallIndex {
         // Most searches are served by the first few; a narrow filter may look at all.
         let mut depth = request.top_k * 2 + 64;
         loop {
-            let best = best_slots(&fused, depth);
+            let best = best_slots(&fused, &self.slots.ids, depth);
             for slot in best.iter().skip(looked_at).map(|slot| *slot as usize) {
                 let Some(item) = items.get(&self.slots.ids[slot]) else { continue };
                 if !request.filter.lets_through(item) {
@@ -167,8 +169,14 @@ impl RecallIndex {
             dense_z,
             dense_own,
             speaker: speaker.map(|speaker| speaker.number),
+            about_speaker: self.facts_with(query.speaker_term.as_deref()),
             date: query.date,
         }
+    }
+
+    fn facts_with(&self, term: Option<&str>) -> Vec<u32> {
+        let holders = term.into_iter().flat_map(|term| self.lexical.holders(term));
+        holders.filter(|slot| self.is_fact[*slot as usize]).collect()
     }
 
     /// The smeared z-score of a slot, from its smeared dot product: smearing is linear.
@@ -199,7 +207,10 @@ impl RecallIndex {
     }
 
     fn speaker(&self, arms: &Arms, slot: usize) -> f32 {
-        if arms.speaker == Some(self.speaker_of[slot]) { weights::SPEAKER } else { 0.0 }
+        let is_speaker = arms.speaker == Some(self.speaker_of[slot]);
+        let is_about =
+            || self.is_fact[slot] && arms.about_speaker.binary_search(&(slot as u32)).is_ok();
+        if is_speaker || is_about() { weights::SPEAKER } else { 0.0 }
     }
 
     fn date(&self, arms: &Arms, slot: usize) -> f32 {
@@ -267,11 +278,12 @@ fn logistic(evidence: f32) -> f32 {
     1.0 / (1.0 + (-evidence).exp())
 }
 
-/// The slots of the `depth` largest values, largest first; ties go to the later slot. Dead slots, at
+/// The slots of the `depth` largest values, largest first; ties go to the newer item. Dead slots, at
 /// minus infinity, are left out.
-fn best_slots(values: &[f32], depth: usize) -> Vec<u32> {
+fn best_slots(values: &[f32], ids: &[MemoryId], depth: usize) -> Vec<u32> {
     let better = |left: &(f32, u32), right: &(f32, u32)| {
-        right.0.total_cmp(&left.0).then(right.1.cmp(&left.1))
+        let newer = || ids[right.1 as usize].cmp(&ids[left.1 as usize]);
+        right.0.total_cmp(&left.0).then_with(newer)
     };
     // Candidates pile up to twice the depth before the worse half leaves and raises the bar.
     let mut best: Vec<(f32, u32)> = Vec::with_capacity(depth.saturating_mul(2).min(values.len()));

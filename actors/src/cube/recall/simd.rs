@@ -11,8 +11,12 @@ const CHUNK: usize = 512;
 pub(crate) fn scan(codes: &[i8], query: &[i16], put: impl FnMut(usize, f32)) {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
-            // SAFETY: the processor has both features, as was just checked.
+        let has_avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        if has_avx512 {
+            // SAFETY: the processor has all four features, as was just checked.
             return unsafe { scan_avx512(codes, query, put) };
         }
         if is_x86_feature_detected!("avx2") {

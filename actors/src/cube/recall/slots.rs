@@ -1,6 +1,6 @@
 //! Which item stands in which slot of the arrays, and who its neighbours are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memcube_schemas::MemoryId;
 
@@ -9,13 +9,20 @@ pub(crate) const NONE: u32 = u32::MAX;
 
 /// Slots of items, linked in the order in which they were said. A removed item leaves a dead slot,
 /// until the index is rebuilt.
+///
+/// Invariant: links depend only on the live items, never on the order in which they came and went. An
+/// item is linked behind its predecessor if both are live and no older item follows it.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     pub(crate) ids: Vec<MemoryId>,
     pub(crate) is_live: Vec<bool>,
-    pub(crate) previous: Vec<u32>,
-    pub(crate) next: Vec<u32>,
+    previous: Vec<u32>,
+    next: Vec<u32>,
     by_id: BTreeMap<MemoryId, u32>,
+    /// Whom each live item was said after.
+    predecessors: BTreeMap<MemoryId, MemoryId>,
+    /// The same turned round: predecessor and follower.
+    followers: BTreeSet<(MemoryId, MemoryId)>,
     dead: usize,
 }
 
@@ -36,40 +43,58 @@ impl Slots {
         self.by_id.get(&id).copied()
     }
 
+    /// Whom a live item was said after.
+    pub(crate) fn predecessor(&self, id: MemoryId) -> Option<MemoryId> {
+        self.predecessors.get(&id).copied()
+    }
+
     /// Appends an item behind the one that was said before it.
     pub(crate) fn push(&mut self, id: MemoryId, previous: Option<MemoryId>) -> u32 {
         let slot = u32::try_from(self.ids.len()).unwrap_or(NONE);
-        // An item that has a successor already keeps it: only a conversation's tail is continued.
-        let previous = previous
-            .and_then(|id| self.slot(id))
-            .filter(|slot| self.next[*slot as usize] == NONE)
-            .unwrap_or(NONE);
         self.ids.push(id);
         self.is_live.push(true);
-        self.previous.push(previous);
+        self.previous.push(NONE);
         self.next.push(NONE);
-        if previous != NONE {
-            self.next[previous as usize] = slot;
-        }
         self.by_id.insert(id, slot);
+        if let Some(previous) = previous {
+            self.predecessors.insert(id, previous);
+            self.followers.insert((previous, id));
+            self.link(previous);
+        }
+        self.link(id);
         slot
     }
 
-    /// Takes an item out; its neighbours become each other's.
+    /// Takes an item out; its neighbours are cut apart, as if it had never been said.
     pub(crate) fn remove(&mut self, id: MemoryId) -> Option<u32> {
         let slot = self.by_id.remove(&id)?;
-        let (previous, next) = (self.previous[slot as usize], self.next[slot as usize]);
-        if previous != NONE {
-            self.next[previous as usize] = next;
-        }
+        let next = std::mem::replace(&mut self.next[slot as usize], NONE);
         if next != NONE {
-            self.previous[next as usize] = previous;
+            self.previous[next as usize] = NONE;
         }
         self.previous[slot as usize] = NONE;
-        self.next[slot as usize] = NONE;
         self.is_live[slot as usize] = false;
         self.dead += 1;
+        if let Some(previous) = self.predecessors.remove(&id) {
+            self.followers.remove(&(previous, id));
+            self.link(previous);
+        }
         Some(slot)
+    }
+
+    /// Links an item with its oldest follower, if both are live.
+    fn link(&mut self, id: MemoryId) {
+        let Some(slot) = self.slot(id) else { return };
+        let first = (id, MemoryId::from_bytes([0; 16]));
+        let follower = self.followers.range(first..).next().filter(|(of, _)| *of == id);
+        let follower = follower.and_then(|(_, follower)| self.slot(*follower)).unwrap_or(NONE);
+        let former = std::mem::replace(&mut self.next[slot as usize], follower);
+        if former != NONE && former != follower {
+            self.previous[former as usize] = NONE;
+        }
+        if follower != NONE {
+            self.previous[follower as usize] = slot;
+        }
     }
 
     /// The slots before and behind this one: one and two steps away, nearest first.
