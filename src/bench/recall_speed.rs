@@ -1,6 +1,6 @@
 //! How fast recall is by itself: the index of one cube, without its actor, store and model.
 
-use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, path::Path, sync::Arc, time::Instant};
 
 use memcube_actors::{
     Error, Result,
@@ -31,11 +31,12 @@ pub struct SpeedReport {
     pub search_ms: Durations,
 }
 
-/// Fills an index with synthetic memories and asks it.
+/// Fills an index with synthetic memories and asks it. `vectors` names a file that gets the vectors of
+/// memories and then of queries as little-endian f32, so that other engines can search the same.
 ///
 /// # Errors
-/// `Invalid` for a number that a cube cannot hold.
-pub fn run(items: usize, queries: usize) -> Result<SpeedReport> {
+/// `Invalid` for a number that a cube cannot hold, `Unavailable` when the file cannot be written.
+pub fn run(items: usize, queries: usize, vectors: Option<&Path>) -> Result<SpeedReport> {
     if !(1..=ITEMS_PER_CUBE_MAX).contains(&items) || queries == 0 {
         return Err(Error::invalid(format!(
             "`--items` must be between 1 and {ITEMS_PER_CUBE_MAX}, and `--queries` at least 1"
@@ -45,9 +46,16 @@ pub fn run(items: usize, queries: usize) -> Result<SpeedReport> {
     let mut index = RecallIndex::default();
     let mut by_id: BTreeMap<MemoryId, Arc<MemoryItem>> = BTreeMap::new();
     let mut inserting = std::time::Duration::ZERO;
+    let mut bytes = Vec::new();
+    let mut keep = |vector: &[f32]| {
+        if vectors.is_some() {
+            bytes.extend(vector.iter().flat_map(|value| value.to_le_bytes()));
+        }
+    };
     for number in 0..items {
         let item = words.item(number);
         let vector = words.vector(DIMENSIONS);
+        keep(&vector);
         let start = Instant::now();
         index.insert(&item, Some(&vector));
         inserting += start.elapsed();
@@ -63,9 +71,15 @@ pub fn run(items: usize, queries: usize) -> Result<SpeedReport> {
     let mut all_ms = Vec::with_capacity(queries);
     for _ in 0..queries {
         let request = request();
+        keep(request.vector.as_deref().unwrap_or_default());
         let start = Instant::now();
         black_box(index.search(&request, &by_id));
         all_ms.push(start.elapsed().as_secs_f64() * 1_000.0);
+    }
+    if let Some(path) = vectors {
+        std::fs::write(path, bytes).map_err(|error| {
+            Error::unavailable(format!("cannot write `{}`: {error}", path.display()))
+        })?;
     }
     Ok(SpeedReport {
         items,
@@ -81,10 +95,10 @@ mod tests {
 
     #[test]
     fn a_small_index_is_measured() {
-        let report = run(200, 10).expect("it runs");
+        let report = run(200, 10, None).expect("it runs");
         assert_eq!((report.items, report.queries), (200, 10));
         assert!(report.search_ms.max > 0.0, "{report:?}");
-        assert!(run(0, 10).is_err());
-        assert!(run(10, 0).is_err());
+        assert!(run(0, 10, None).is_err());
+        assert!(run(10, 0, None).is_err());
     }
 }

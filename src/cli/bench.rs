@@ -16,7 +16,7 @@ use crate::bench::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Rank the memories for every question of a folder made by `memeval.strip`.
+    /// Rank the memories for every question of a folder of conversations.
     Recall(RecallArgs),
     /// Measure recall alone on synthetic memories; no model is needed.
     RecallSpeed(SpeedArgs),
@@ -25,12 +25,11 @@ pub(crate) enum BenchCommand {
 }
 
 const RECALL_EXAMPLES: &str = "\
+The folder holds one memeval JSONL file for each conversation (lines `conv` and `turn`), and
+`questions.jsonl` with lines {\"q\":\"3fe...\",\"conv\":\"id of the conversation\",\"question\":\"...\"}.
+
 Example:
-  PYTHONPATH=../shared/data python -m memeval.strip ../shared/data/visible run/in
   memcube bench recall --data run/in --out run/rank.jsonl
-  PYTHONPATH=../shared/data python -m memeval.strip --unmap run/in.map.json \\
-    run/rank.jsonl run/u.jsonl
-  PYTHONPATH=../shared/data python -m memeval.score ../shared/data/visible run/u.jsonl
 
 A line of the output: {\"q\":\"3fe...\",\"ranked\":[\"D1:3\",...],\"conf\":0.7,\"ms\":1.2}";
 
@@ -59,6 +58,9 @@ pub(crate) struct SpeedArgs {
     /// Different questions to ask.
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     queries: usize,
+    /// File that gets the vectors of memories and questions, for other engines.
+    #[arg(long, value_name = "FILE")]
+    vectors: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -110,7 +112,7 @@ fn run_recall(options: &Options, args: RecallArgs) -> Result<()> {
 fn run_speed(options: &Options, args: &SpeedArgs) -> Result<()> {
     let mut reports = Vec::new();
     for items in &args.items {
-        let report = recall_speed::run(*items, args.queries)?;
+        let report = recall_speed::run(*items, args.queries, args.vectors.as_deref())?;
         if !options.json {
             let SpeedReport { items, queries, insert_seconds, search_ms } = &report;
             output::line(format_args!(

@@ -199,8 +199,8 @@ async fn a_cube_in_quarantine_can_be_deleted() {
     add(client, "wild", "a new life").await.expect(201);
 }
 
-/// Changes that shared a commit with the poison, or waited behind it, are not lost: their callers are
-/// told, and a retry with the same key makes each of them happen once.
+/// Changes that shared a commit with the poison, or waited behind it, are not lost: their callers
+/// are told, and a retry with the same key makes each of them happen once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_shares_a_cube_with_poison_happens_once_after_a_retry() {
     let faults = Panics::at("cube.decide", "poison");
@@ -380,8 +380,8 @@ async fn epoch(store: &SharedStore, cube: &str) -> u64 {
     codec::decode::<Ownership>(&row).expect("readable").epoch.0
 }
 
-/// Cubes that are written all the time, while the settings send them out of RAM: nothing fails, nothing
-/// is lost.
+/// Cubes that are written all the time, while the settings send them out of RAM: nothing fails, and
+/// nothing is lost.
 async fn check_passivation(settings: Settings) {
     let node = TestNode::with_settings(settings).await;
     let cubes = ["ann", "bob", "cem", "dea"];

@@ -365,10 +365,18 @@ async fn memories_are_read_by_pages_by_id_and_as_a_graph() {
             node.client.get(&format!("/product/get_memory/{id}?{name}=u")).await.expect(200);
         assert_eq!(answer["data"]["memory"], "user: note 2", "{answer}");
     }
-    let path = format!("/product/get_memory/{UNKNOWN}?user_id=u");
-    let missing = node.client.get(&path).await.expect(200);
-    assert_eq!(missing["message"], format!("Memory with ID {UNKNOWN} not found"));
-    assert_eq!((&missing["code"], &missing["data"]), (&json!(200), &json!(null)));
+    // MemOS's clients name no cube; ids are found in any.
+    add(&node.client, json!({"user_id": "v", "messages": "elsewhere"})).await;
+    let answer = node.client.get(&format!("/product/get_memory/{id}")).await.expect(200);
+    assert_eq!(answer["data"]["memory"], "user: note 2", "{answer}");
+    assert_eq!(answer["message"], "Memory retrieved successfully");
+    for missing in [UNKNOWN.to_owned(), format!("{UNKNOWN}?user_id=u"), format!("{id}?user_id=v")] {
+        let path = format!("/product/get_memory/{missing}");
+        let answer = node.client.get(&path).await.expect(200);
+        let unknown = missing.split('?').next().expect("an id");
+        assert_eq!(answer["message"], format!("Memory with ID {unknown} not found"), "{path}");
+        assert_eq!((&answer["code"], &answer["data"]), (&json!(200), &json!(null)), "{path}");
+    }
     let get_all = |body: Value| send(&node.client, "/product/get_all", body, message);
     let data = get_all(json!({"user_id": "u", "memory_type": "text_mem"})).await;
     assert_eq!(data[0]["cube_id"], "u");

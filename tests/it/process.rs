@@ -223,18 +223,14 @@ fn a_damaged_store_is_told_and_not_touched() {
 
 #[test]
 fn a_wrong_or_missing_model_is_told() {
-    let garbage = |dir: &Path| {
-        for file in ["model.safetensors", "tokenizer.json", "config.json"] {
-            fs::write(dir.join(file), "garbage").expect("written");
-        }
-    };
-    let nothing = |_: &Path| {};
-    let cases: [(&dyn Fn(&Path), &str); 2] =
-        [(&garbage, "its SHA-256 is"), (&nothing, "cannot be read")];
-    for (prepare, said) in cases {
+    let files = ["model.safetensors", "tokenizer.json", "config.json"];
+    let cases: [(&[&str], &str); 2] = [(&files, "its SHA-256 is"), (&[], "cannot be read")];
+    for (garbage, said) in cases {
         let directory = tempfile::tempdir().expect("a directory");
         let model = tempfile::tempdir().expect("a directory");
-        prepare(model.path());
+        for file in garbage {
+            fs::write(model.path().join(file), "garbage").expect("written");
+        }
         let mut command = memcube(directory.path(), &["serve", "--listen", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(directory.path().join("data"));
         command.arg("--model-dir").arg(model.path());

@@ -223,8 +223,8 @@ pub(crate) fn assert_says(said: &str, expected: &str, about: &str) {
     assert!(is_said, "{about}\n  said:     {said}\n  expected: {expected}");
 }
 
-/// Sends what a table says, and compares the answers. A row is a line with method, path and perhaps a
-/// body, and an indented line with the answer as `show` has it. `ID` stands for `id`, in both.
+/// Sends what a table says, and compares the answers. A row is a line with method, path and perhaps
+/// a body, and an indented line with the answer as `show` has it. `ID` stands for `id`, in both.
 pub(crate) async fn check_table(
     client: &Client,
     id: &str,

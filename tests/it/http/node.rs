@@ -89,7 +89,7 @@ async fn the_openapi_document_is_the_one_checked_in() {
     assert!(checked_in == served, "docs/openapi.json is not of this code; run `make openapi`");
 }
 
-/// What a generator of clients needs: an answer for every operation, and no reference into the void.
+/// What a generator of clients needs: answers for every operation, and no reference into the void.
 #[test]
 fn the_openapi_document_is_complete() {
     let document = serde_json::to_value(memcube::gateway::openapi_document()).expect("JSON");
