@@ -1,8 +1,8 @@
 //! Durable commits per second: the embedded store, against fjall with one fsync per commit.
 //!
-//! A transaction checks one ownership key and writes four values of 400 to 1,600 bytes. Run it through
-//! `durable_adds.sh`. Options: `--seconds N`, `--label TEXT`, `--out PATH` (writes PATH.md and
-//! PATH.json), `--dir PATH` (where the data goes), `--preload LIBRARY` (runs itself with it).
+//! A transaction checks one ownership key and writes four values of 400 to 1,600 bytes. Run it
+//! through `durable_adds.sh`. Options: `--seconds N`, `--label TEXT`, `--out PATH` (writes PATH.md
+//! and PATH.json), `--dir PATH` (where the data goes), `--preload LIBRARY` (runs itself with it).
 
 #![expect(clippy::print_stdout, reason = "it is a program that prints a table")]
 

@@ -1,4 +1,5 @@
-//! The environment of production: the system's clock and randomness, tokio's tasks and blocking pool.
+//! The environment of production: the system's clock and randomness, tokio's tasks and blocking
+//! pool.
 
 use std::{
     sync::Arc,

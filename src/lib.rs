@@ -1,7 +1,8 @@
 //! memcube: a memory operating system for language models, in one process.
 //!
-//! [`Node`] is the whole of it for a program that embeds memcube; the binary adds settings, a command
-//! line and the HTTP gateway around the same thing. See ARCHITECTURE.md for where things are.
+//! [`Node`] is the whole of it for a program that embeds memcube; the binary adds settings, a
+//! command line and the HTTP gateway around the same thing. See ARCHITECTURE.md for where things
+//! are.
 
 pub mod bench;
 pub mod cli;

@@ -56,7 +56,8 @@ impl NodeBuilder {
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
-    /// `Unavailable` when the data directory or the model cannot be opened, with what to do about it.
+    /// `Unavailable` when the data directory or the model cannot be opened, with what to do about
+    /// it.
     pub async fn start(self) -> Result<Node> {
         let Self { settings, store, environment, embedder } = self;
         let environment = environment.unwrap_or_else(environment::system);

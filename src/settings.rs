@@ -1,4 +1,5 @@
-//! Settings: one structure, from defaults, a file, the environment and the command line, in this order.
+//! Settings: one structure, from defaults, a file, the environment and the command line, in this
+//! order.
 
 use std::{
     fmt,
@@ -219,6 +220,9 @@ impl Settings {
         }
         if self.embedder.threads > 1_024 {
             mistakes.push("`embedder.threads` must be at most 1024".to_owned());
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            mistakes.push(format!("`log.filter` cannot be read: {error}"));
         }
         if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
     }

@@ -12,7 +12,7 @@ use std::{
 use dashmap::DashMap;
 use memcube_schemas::{
     CubeId, MemoryId, UserId, Version,
-    codec::{decode, encode},
+    codec::{DecodeError, decode, encode},
     cube::CubeManifest,
     keys,
     limits::{CUBE_INFLIGHT_MAX, PAGE_ITEMS_MAX},
@@ -213,7 +213,11 @@ impl Cubes {
         let page = output.pages.into_iter().next().unwrap_or_default();
         let mut cubes = Vec::with_capacity(page.entries.len());
         for entry in &page.entries {
-            cubes.push(self.describe_manifest(context, decode(&entry.value)?).await?);
+            match decode(&entry.value) {
+                Ok(manifest) => cubes.push(self.describe_manifest(context, manifest).await?),
+                // One that cannot be read must not hide the others.
+                Err(error) => cubes.extend(unreadable(&entry.key, &error)),
+            }
         }
         Ok((cubes, page.more))
     }
@@ -266,7 +270,8 @@ impl Cubes {
         }
     }
 
-    /// Deletes a cube without reading it: claims it, so that no other owner writes, and clears its rows.
+    /// Deletes a cube without reading it: claims it, so that no other owner writes, and clears its
+    /// rows.
     pub(crate) async fn erase_unread(&self, key: &CubeKey) -> Result<()> {
         self.shared.hydrator.erase(key).await?;
         // It was in quarantine, or came out of it meanwhile; either way it is gone.
@@ -334,4 +339,20 @@ impl Cubes {
         let quarantine = self.shared.host.quarantine(key).await?;
         Ok(CubeDescription { manifest, is_hot, quarantine })
     }
+}
+
+/// A cube whose manifest is damaged, as far as its key tells.
+fn unreadable(key: &[u8], error: &DecodeError) -> Option<CubeDescription> {
+    let id = keys::trailing_cube_id(key)?;
+    let manifest = CubeManifest {
+        name: id.to_string(),
+        id,
+        owner: None,
+        created_at_ms: 0,
+        updated_at_ms: 0,
+        version: Version(0),
+        items: 0,
+        embedder: None,
+    };
+    Some(CubeDescription { manifest, is_hot: false, quarantine: Some(error.to_string()) })
 }

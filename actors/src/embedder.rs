@@ -3,8 +3,8 @@
 //!
 //! Receives: jobs of texts, and the end of its own forward passes.
 //! Sends: forward passes to the compute port; vectors to whoever asked.
-//! Owns: the queues. One pass runs at a time, and what arrives meanwhile makes the next one, so a lone
-//! text waits for nothing and a crowd is packed. Queries go before bulk work.
+//! Owns: the queues. One pass runs at a time, and what arrives meanwhile makes the next one, so a
+//! lone text waits for nothing and a crowd is packed. Queries go before bulk work.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -148,7 +148,8 @@ impl Environment {
     }
 }
 
-/// Makes memory ids that sort by creation inside one cube, also when the clock stands still or jumps back.
+/// Makes memory ids that sort by creation inside one cube, also when the clock stands still or
+/// jumps back.
 #[derive(Debug)]
 pub struct MemoryIds {
     last_ms: u64,

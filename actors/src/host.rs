@@ -1,7 +1,8 @@
-//! Supervises the cubes of a node: hydrates them at the first call, passivates the idle ones, restarts
-//! after a panic, and quarantines a cube that keeps panicking or cannot be read.
+//! Supervises the cubes of a node: hydrates them at the first call, passivates the idle ones,
+//! restarts after a panic, and quarantines a cube that keeps panicking or cannot be read.
 //!
-//! Receives: wishes for a hot cube, ends of hydrations, supervision events, questions why a cube ended.
+//! Receives: wishes for a hot cube, ends of hydrations, supervision events, questions why a cube
+//! ended.
 //! Sends: new cube actors into the directory; `Passivate` to idle ones.
 //! Owns: one record per cube that was touched, with its failures and the reason of its quarantine.
 
@@ -253,8 +254,11 @@ impl Hosting {
         let myself = myself.clone();
         self.environment.spawn(async move {
             let start = environment.monotonic_us();
-            environment.reach("cube.hydrate", key.cube.as_str());
-            let result = AssertUnwindSafe(hydrator.hydrate(key.clone())).catch_unwind().await;
+            let hydrate = async {
+                environment.reach("cube.hydrate", key.cube.as_str());
+                hydrator.hydrate(key.clone()).await
+            };
+            let result = AssertUnwindSafe(hydrate).catch_unwind().await;
             let result = result.unwrap_or_else(|panic| {
                 Err(Error::new(
                     ErrorKind::Corrupt,
@@ -389,7 +393,8 @@ impl Hosting {
         }
     }
 
-    /// Passivates cubes that were not used for long, and the least recently used ones past the limit.
+    /// Passivates cubes that were not used for long, and the least recently used ones past the
+    /// limit.
     fn sweep(&mut self) {
         let now_us = self.environment.monotonic_us();
         let idle_us = self.settings.passivate_after_ms.saturating_mul(1_000);

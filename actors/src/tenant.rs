@@ -10,8 +10,8 @@ pub struct TenantContext {
 }
 
 impl TenantContext {
-    /// States that the caller has proved to speak for this tenant. Only the gate (`gateway/tenant.rs`)
-    /// and whoever embeds memcube as a library may say so.
+    /// States that the caller has proved to speak for this tenant. Only the gate
+    /// (`gateway/tenant.rs`) and whoever embeds memcube as a library may say so.
     #[must_use]
     pub fn authenticated(tenant: TenantId, principal: impl Into<String>) -> Self {
         Self { tenant, principal: principal.into() }

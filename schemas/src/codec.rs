@@ -85,7 +85,7 @@ where
     }
     if header[3] != T::FORMAT {
         return Err(refuse(format!(
-            "it has format version {}, this memcube reads version {}; use the memcube that wrote it",
+            "it has format version {}, this memcube reads version {}; use the one that wrote it",
             header[3],
             T::FORMAT
         )));

@@ -71,7 +71,8 @@ impl Stored for ApiKeyRecord {
 pub struct RequestRecord {
     /// Identifies what was asked, so that a reused key with another request is refused.
     pub fingerprint: u64,
-    /// For each draft, in order: the item that holds it, and whether it was folded into a known one.
+    /// For each draft, in order: the item that holds it, and whether it was folded into a known
+    /// one.
     pub added: Vec<(MemoryId, bool)>,
     /// The cube's version after it.
     pub version: Version,

@@ -1,5 +1,6 @@
-//! One byte file for every stored type and format version, under `golden/`. What a release wrote, every
-//! later one must read: a file here is never changed, only added to when a format version is raised.
+//! One byte file for every stored type and format version, under `golden/`. What a release wrote,
+//! every later one must read: a file here is never changed, only added to when a format version is
+//! raised.
 
 use std::{fmt::Debug, fs, path::PathBuf};
 

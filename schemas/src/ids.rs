@@ -63,7 +63,8 @@ macro_rules! text_id {
             /// Checks and wraps a text.
             ///
             /// # Errors
-            /// [`InvalidId`] when the text is empty, too long, or holds a character that is not allowed.
+            /// [`InvalidId`] when the text is empty, too long, or holds a character that is not
+            /// allowed.
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
                 let text = text.into();
                 check_text($what, &text, $bytes_max, $allowed)?;

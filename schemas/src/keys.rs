@@ -1,9 +1,10 @@
 //! The key space: one function a kind of key, tenant first, order-preserving tuples.
 //!
-//! Keys are packed in FoundationDB's tuple layer (<https://apple.github.io/foundationdb/data-modeling.html#tuples>),
-//! so that a range of keys is a range of tuples in every backend. Invariant: except for API keys, which
-//! are looked up before the tenant is known, the first element is the tenant: a read across tenants
-//! cannot be expressed. Ordinals are persisted and never reused.
+//! Keys are packed in FoundationDB's tuple layer
+//! (<https://apple.github.io/foundationdb/data-modeling.html#tuples>), so that a range of keys is a
+//! range of tuples in every backend. Invariant: except for API keys, which are looked up before the
+//! tenant is known, the first element is the tenant: a read across tenants cannot be expressed.
+//! Ordinals are persisted and never reused.
 
 use foundationdb_tuple::{Bytes, Element, pack, unpack};
 
@@ -161,6 +162,14 @@ pub fn trailing_request_id(key: &[u8]) -> Option<RequestId> {
     RequestId::new(text.as_ref()).ok()
 }
 
+/// The cube at the end of a manifest key.
+#[must_use]
+pub fn trailing_cube_id(key: &[u8]) -> Option<CubeId> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let Element::String(text) = elements.last()? else { return None };
+    CubeId::new(text.as_ref()).ok()
+}
+
 /// The hash at the end of an API key's key.
 #[must_use]
 pub fn trailing_hash(key: &[u8]) -> Option<[u8; 32]> {
@@ -195,7 +204,7 @@ mod tests {
         ) {
             prop_assume!(cube != other);
             let (acme, apex) = (tenant("acme"), tenant("acme2"));
-            let (cube, other) = (CubeId::new(cube).expect("valid"), CubeId::new(other).expect("valid"));
+            let [cube, other] = [cube, other].map(|id| CubeId::new(id).expect("valid"));
             let id = MemoryId::from_parts(unix_ms, rest);
             let model = ModelId::new("m").expect("valid");
             let written = [
@@ -217,7 +226,9 @@ mod tests {
         }
 
         #[test]
-        fn items_sort_by_their_ids(left: u128, right: u128, at in 0_u64..1 << 40, later in 1_u64..1_000) {
+        fn items_sort_by_their_ids(
+            left: u128, right: u128, at in 0_u64..1 << 40, later in 1_u64..1_000,
+        ) {
             let (tenant, cube) = (tenant("acme"), CubeId::new("ann").expect("valid"));
             let early = item(&tenant, &cube, MemoryId::from_parts(at, left));
             let late = item(&tenant, &cube, MemoryId::from_parts(at + later, right));

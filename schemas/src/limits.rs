@@ -2,7 +2,8 @@
 
 /// Bytes of a tenant id: it stands in front of every key.
 pub const TENANT_ID_BYTES_MAX: usize = 64;
-/// Bytes of a cube id. Applications use user ids here, and the evaluation client of MemOS long ones.
+/// Bytes of a cube id. Applications use user ids here, and the evaluation client of MemOS long
+/// ones.
 pub const CUBE_ID_BYTES_MAX: usize = 256;
 /// Bytes of any other identifier given by the caller.
 pub const TEXT_ID_BYTES_MAX: usize = 256;
@@ -15,8 +16,9 @@ pub const MESSAGES_PER_ADD_MAX: usize = 10_000;
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of the text of one memory item: past this the reader splits.
 pub const ITEM_TEXT_BYTES_MAX: usize = 16 << 10;
-/// Words of one item before the reader splits it: short enough to be about one thing, and well inside
-/// the 256 word pieces that MiniLM sees (chunks of 120 words were found best on long answers).
+/// Words of one item before the reader splits it: short enough to be about one thing, and well
+/// inside the 256 word pieces that MiniLM sees (chunks of 120 words were found best on long
+/// answers).
 pub const ITEM_WORDS_MAX: usize = 120;
 /// Tags on one item.
 pub const TAGS_MAX: usize = 64;
@@ -64,7 +66,8 @@ pub const REQUEST_RECORDS_MAX: usize = 10_000;
 
 /// Texts that wait for the embedder before further ones are refused.
 pub const EMBED_QUEUE_TEXTS_MAX: usize = 65_536;
-/// Texts that one add hands to the embedder at a time, so that a large one leaves room in the queue.
+/// Texts that one add hands to the embedder at a time, so that a large one leaves room in the
+/// queue.
 pub const EMBED_CHUNK_TEXTS: usize = 2_048;
 /// Texts in one forward pass of the embedder: beyond 32 the packed batch gets no faster.
 pub const EMBED_BATCH_TEXTS_MAX: usize = 32;

@@ -1,7 +1,7 @@
 //! Many memcube nodes, one thread, one seed.
 //!
-//! Today: one node, one cube, one seed, with crashes and a store that conflicts and forgets. A run is a
-//! plain function of its seed, and leaves a trace that is equal whenever the seed is.
+//! Today: one node, one cube, one seed, with crashes and a store that conflicts and forgets. A run
+//! is a plain function of its seed, and leaves a trace that is equal whenever the seed is.
 
 mod model;
 mod store;

@@ -83,7 +83,8 @@ impl World {
             if self.dice.next_u64().is_multiple_of(CRASH_EVERY) {
                 self.note(number, "crash", "");
                 self.report.crashes += 1;
-                // What the old incarnation still does is stopped by its claim: the next one's is newer.
+                // What the old incarnation still does is stopped by its claim: the next one's is
+                // newer.
                 (cubes, cube) = self.boot(true).await?;
             }
             self.step(number, &cube).await;

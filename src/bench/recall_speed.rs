@@ -31,8 +31,8 @@ pub struct SpeedReport {
     pub search_ms: Durations,
 }
 
-/// Fills an index with synthetic memories and asks it. `vectors` names a file that gets the vectors of
-/// memories and then of queries as little-endian f32, so that other engines can search the same.
+/// Fills an index with synthetic memories and asks it. `vectors` names a file that gets the vectors
+/// of memories and then of queries as little-endian f32, so that other engines can search the same.
 ///
 /// # Errors
 /// `Invalid` for a number that a cube cannot hold, `Unavailable` when the file cannot be written.

@@ -90,7 +90,8 @@ fn router(gateway: Gateway) -> Router {
     let open = Router::new()
         .route("/healthz", get(http::health::health))
         .route("/health", get(http::health::health))
-        .route("/readyz", get(http::health::ready));
+        .route("/readyz", get(http::health::ready))
+        .method_not_allowed_fallback(request::no_method);
     open.merge(gated)
         .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(gateway.clone(), request::observe))

@@ -185,6 +185,10 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
         let detail = format!("the body is not UTF-8 from byte {} on", error.valid_up_to());
         return Err(Failure::new(StatusCode::BAD_REQUEST, "invalid", detail));
     }
+    // A list in place of an object would be read as its fields in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Failure::invalid("the body is a list, not an object"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut deserializer)
         .and_then(|value| {

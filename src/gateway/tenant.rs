@@ -1,4 +1,5 @@
-//! The tenant gate: from an API key to a [`TenantContext`]. Nothing below it sees a raw key or tenant.
+//! The tenant gate: from an API key to a [`TenantContext`]. Nothing below it sees a raw key or
+//! tenant.
 
 use std::{fmt, sync::Arc};
 
@@ -64,8 +65,8 @@ impl TenantGate {
     /// Lets a key in, from now on and after every restart.
     ///
     /// # Errors
-    /// `Invalid` when the key is too short, too long or not printable, `Unavailable` when it cannot be
-    /// stored.
+    /// `Invalid` when the key is too short, too long or not printable, `Unavailable` when it cannot
+    /// be stored.
     pub async fn admit(
         &self,
         store: &SharedStore,

@@ -14,7 +14,8 @@ use crate::settings::EmbedderSettings;
 /// Opens the embedder that the settings name.
 ///
 /// # Errors
-/// `Unavailable` when the model's files are missing or broken, or this memcube was built without models.
+/// `Unavailable` when the model's files are missing or broken, or this memcube was built without
+/// models.
 #[cfg(feature = "candle")]
 pub fn open(settings: &EmbedderSettings) -> Result<Arc<dyn Embedder>> {
     candle::open(settings)
@@ -27,7 +28,7 @@ pub fn open(settings: &EmbedderSettings) -> Result<Arc<dyn Embedder>> {
 #[cfg(not(feature = "candle"))]
 pub fn open(_settings: &EmbedderSettings) -> Result<Arc<dyn Embedder>> {
     Err(Error::unavailable(
-        "this memcube was built without the feature `candle`; build with it, or set `embedder.kind` \
-         to `none`",
+        "this memcube was built without the feature `candle`; build with it, or set \
+         `embedder.kind` to `none`",
     ))
 }

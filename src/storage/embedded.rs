@@ -1,9 +1,10 @@
 //! The state store in one directory of this machine: group commit over fjall.
 //!
-//! One thread commits (`writer`): it takes every commit that waits, resolves them one after the other
-//! (`resolve`), writes them as one batch, syncs once, publishes a snapshot, and answers. Reads see the
-//! published snapshot only, so they never show what a crash could still take away.
-//! `directory` guards the directory, `commit_log` remembers tokens, `engine` is all that knows fjall.
+//! One thread commits (`writer`): it takes every commit that waits, resolves them one after the
+//! other (`resolve`), writes them as one batch, syncs once, publishes a snapshot, and answers.
+//! Reads see the published snapshot only, so they never show what a crash could still take away.
+//! `directory` guards the directory, `commit_log` remembers tokens, `engine` is all that knows
+//! fjall.
 
 mod commit_log;
 mod directory;
@@ -72,9 +73,9 @@ impl EmbeddedStore {
     /// Opens the store in a directory, which is made if it is not there. Blocks for the recovery.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when another process has the directory open, a newer version wrote
-    /// it, or it cannot be used; [`StoreError::Corrupt`] when its files are damaged, or lack commits
-    /// that were acknowledged.
+    /// [`StoreError::Unavailable`] when another process has the directory open, a newer version
+    /// wrote it, or it cannot be used; [`StoreError::Corrupt`] when its files are damaged, or lack
+    /// commits that were acknowledged.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let (directory, acknowledged) = Directory::open(dir)?;
         let engine = Engine::open(&directory.engine_path(), acknowledged == Version(0))?;
@@ -133,7 +134,8 @@ impl EmbeddedStore {
 impl StateStore for EmbeddedStore {
     fn read(&self, ranges: Vec<RangeRead>) -> BoxFuture<'_, Result<ReadOutput, StoreError>> {
         Box::pin(async move {
-            // Single keys come from the memtable or from one block: cheaper than a change of threads.
+            // Single keys come from the memtable or from one block: cheaper than a change of
+            // threads.
             if ranges.len() <= INLINE_KEYS_MAX && ranges.iter().all(|read| is_one_key(&read.range))
             {
                 return self.shared.read(&ranges);

@@ -14,6 +14,7 @@ use memcube::{
     Node, NodeBuilder, Settings, environment,
     gateway::{self, Serving, TenantGate},
     settings::{EmbedderKind, StoreKind},
+    storage::EmbeddedStore,
 };
 use memcube_actors::embedder::ScriptedEmbedder;
 use serde_json::Value;
@@ -300,9 +301,13 @@ impl TestNode {
     pub(crate) async fn stop(self) {
         self.serving.stop().await.expect("the gateway ends");
         self.node.shut_down().await;
-        let store = Arc::downgrade(self.node.store());
+        let settings = self.node.settings().store.clone();
         drop(self.node);
-        eventually("the store is let go", || async { store.strong_count() == 0 }).await;
+        if settings.kind == StoreKind::Embedded {
+            // The last actor lets go of the store a moment after it was told to stop.
+            let state = settings.data_dir.join("state");
+            eventually("the store is free", || async { EmbeddedStore::open(&state).is_ok() }).await;
+        }
     }
 }
 

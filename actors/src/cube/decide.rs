@@ -1,7 +1,7 @@
 //! The pure half of every change: what a command would do to a cube.
 //!
-//! Several commands share one commit, so each is decided against the state as the commands before it
-//! in the same commit will leave it ([`Working`]).
+//! Several commands share one commit, so each is decided against the state as the commands before
+//! it in the same commit will leave it ([`Working`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -56,7 +56,8 @@ impl<'a> Working<'a> {
     /// Decides a command and puts what it does on top of the state.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` and `Conflict` as the command's meaning has them; then nothing is changed.
+    /// `NotFound`, `Invalid` and `Conflict` as the command's meaning has them; then nothing is
+    /// changed.
     pub(crate) fn decide(
         &mut self,
         command: CubeCommand,

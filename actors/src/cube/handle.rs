@@ -255,8 +255,8 @@ impl CubeHandle {
     /// Changes one item; its former version is kept.
     ///
     /// # Errors
-    /// `NotFound`, `Conflict` when `expected_revision` no longer holds, `Invalid` when the lifecycle
-    /// refuses the new status.
+    /// `NotFound`, `Conflict` when `expected_revision` no longer holds, `Invalid` when the
+    /// lifecycle refuses the new status.
     pub async fn update(&self, id: MemoryId, request: UpdateRequest) -> Result<MemoryItem> {
         let text = match request.text {
             Some(text) => Some(self.changed_text(text).await?),
@@ -376,7 +376,8 @@ impl CubeHandle {
         })
     }
 
-    /// Sends until a live incarnation of the cube answers. Only calls that had no effect are sent again.
+    /// Sends until a live incarnation of the cube answers. Only calls that had no effect are sent
+    /// again.
     async fn call_cube<T: Send>(&self, message: impl Fn(Reply<T>) -> CubeMessage) -> Result<T> {
         for _ in 0..TRIES_MAX {
             let slot = self.cubes.slot(&self.key).await?;
@@ -396,7 +397,7 @@ impl CubeHandle {
                     Ended::Erased => return Err(self.gone()),
                     Ended::Fenced => {
                         return Err(Error::unavailable(
-                            "the cube changed its owner; the outcome is unknown, read before retrying",
+                            "the cube changed its owner; read it before retrying",
                         ));
                     }
                     Ended::Failed { reason } => return Err(self.failed(&reason)),
@@ -413,8 +414,8 @@ impl CubeHandle {
 
     fn failed(&self, reason: &str) -> Error {
         Error::unavailable(format!(
-            "the cube `{}` failed and was restarted ({reason}); if this was a change, its outcome is \
-             unknown: read before retrying",
+            "the cube `{}` failed and was restarted ({reason}); if this was a change, its outcome \
+             is unknown: read before retrying",
             self.key.cube
         ))
         .retry_after_ms(200)
@@ -432,7 +433,8 @@ fn check_add(request: &AddRequest) -> Result<()> {
     }
     if count > MESSAGES_PER_ADD_MAX {
         return Err(Error::invalid(format!(
-            "{count} messages in one call, the limit is {MESSAGES_PER_ADD_MAX}; send them in several"
+            "{count} messages in one call, the limit is {MESSAGES_PER_ADD_MAX}; send them in \
+             several"
         )));
     }
     let contents = request.messages.iter().map(|message| &message.content);

@@ -40,8 +40,8 @@ impl Hydrator {
     /// Claims a cube and reads everything it holds.
     ///
     /// # Errors
-    /// `NotFound` when there is no such cube, `Corrupt` when a row cannot be read, `Unavailable` when
-    /// the store does not answer.
+    /// `NotFound` when there is no such cube, `Corrupt` when a row cannot be read, `Unavailable`
+    /// when the store does not answer.
     pub(crate) async fn hydrate(&self, key: CubeKey) -> Result<CubeState> {
         let manifest = self.read_manifest(&key).await?;
         let claim = self.claim(&key).await?;
@@ -70,7 +70,8 @@ impl Hydrator {
     /// Clears a cube's rows without reading them.
     ///
     /// # Errors
-    /// `Unavailable` when the store does not answer, `Conflict` when another owner claims it meanwhile.
+    /// `Unavailable` when the store does not answer, `Conflict` when another owner claims it
+    /// meanwhile.
     pub(crate) async fn erase(&self, key: &CubeKey) -> Result<()> {
         let claim = self.claim(key).await?;
         let checks = vec![journal::ownership_check(key, &claim)];

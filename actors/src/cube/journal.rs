@@ -169,8 +169,8 @@ pub(crate) fn ownership_check(key: &CubeKey, claim: &Claim) -> Check {
     Check::At { key: keys::ownership(&key.tenant, &key.cube), version: claim.row }
 }
 
-/// Commits, and finds out what became of a commit whose outcome is unknown: its token makes a second
-/// try harmless.
+/// Commits, and finds out what became of a commit whose outcome is unknown: its token makes a
+/// second try harmless.
 pub(crate) async fn commit(
     store: &SharedStore,
     environment: &Environment,

@@ -13,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::recall::{Hit, RecallRequest};
 use crate::{error::Result, storage::StoreError};
 
-/// Where an answer goes. It carries the caller's place in the cube's queue, so that the place is given
-/// back when the question is answered or dropped, and not when the caller gives up waiting.
+/// Where an answer goes. It carries the caller's place in the cube's queue, so that the place is
+/// given back when the question is answered or dropped, and not when the caller gives up waiting.
 pub(crate) struct Reply<T> {
     sender: oneshot::Sender<Result<T>>,
     _place: OwnedSemaphorePermit,

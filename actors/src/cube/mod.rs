@@ -5,8 +5,8 @@
 //! Sends: replies, commits to the state store.
 //! Owns: every item, vector and index of the cube, between hydration and passivation.
 //!
-//! Invariant: nothing is answered before its commit is durable, and what is answered is findable. At
-//! most one commit is under way; changes that arrive meanwhile share the next one.
+//! Invariant: nothing is answered before its commit is durable, and what is answered is findable.
+//! At most one commit is under way; changes that arrive meanwhile share the next one.
 
 mod decide;
 mod handle;
@@ -218,7 +218,8 @@ impl Running {
         let myself = myself.clone();
         self.environment.spawn(async move {
             let outcome = commit(&store, &environment, checks, mutations).await;
-            // The cube may be gone by now; then its callers were told so, and the store has the truth.
+            // The cube may be gone by now; then its callers were told so, and the store has the
+            // truth.
             let _ = myself.cast(CubeMessage::Committed { outcome });
         });
     }
@@ -237,7 +238,8 @@ impl Running {
                 return;
             }
             Err(StoreError::Unknown) => {
-                // What the store holds is unknown, so this copy may be wrong: start again from rows.
+                // What the store holds is unknown, so this copy may be wrong: start again from
+                // rows.
                 let error = Error::unavailable(
                     "the outcome of the commit is unknown; read the memory before retrying",
                 );
@@ -288,8 +290,8 @@ impl Running {
         self.spawn_commit(myself, journal::erase(&self.cube.key));
     }
 
-    /// Leaves RAM as soon as nothing is under way. From here on changes are sent back to the host, so
-    /// that none is lost between this cube and its next incarnation.
+    /// Leaves RAM as soon as nothing is under way. From here on changes are sent back to the host,
+    /// so that none is lost between this cube and its next incarnation.
     fn passivate(&mut self, myself: &ActorRef<CubeMessage>) {
         self.is_passivating = true;
         if self.in_flight.is_none() && self.waiting.is_empty() {

@@ -1,7 +1,7 @@
 //! The suite that every state store backend passes: [`run_all`] with its [`Backend`].
 //!
-//! Small cases, each on a fresh store and named in the failure; `random` compares thousands of random
-//! operations with the executable specification. No case sleeps or reads a clock.
+//! Small cases, each on a fresh store and named in the failure; `random` compares thousands of
+//! random operations with the executable specification. No case sleeps or reads a clock.
 
 mod probe;
 mod random;
@@ -26,8 +26,8 @@ pub trait Backend: Send {
     /// Opens a store that is empty and independent of those opened before.
     fn open(&mut self) -> impl Future<Output = SharedStore> + Send;
 
-    /// Opens again what a crash at this moment would leave of a store. The suite has no other handle
-    /// on it and no call in flight.
+    /// Opens again what a crash at this moment would leave of a store. The suite has no other
+    /// handle on it and no call in flight.
     fn crash_and_reopen(&mut self, store: SharedStore) -> impl Future<Output = SharedStore> + Send;
 }
 

@@ -1,8 +1,9 @@
 //! The port to durable state: consistent range reads, and atomic commits.
 //!
 //! Narrow on purpose (the shape of Deno KV): a cube has one writer, so reads at one version and a
-//! commit of *checks + mutations + token* are all it needs. No open transaction ever leaves a backend.
-//! `in_memory` is the executable specification, `conformance` the suite that every backend passes.
+//! commit of *checks + mutations + token* are all it needs. No open transaction ever leaves a
+//! backend. `in_memory` is the executable specification, `conformance` the suite that every backend
+//! passes.
 
 mod in_memory;
 mod rules;
@@ -132,16 +133,17 @@ pub enum Mutation {
         /// The range.
         range: KeyRange,
     },
-    /// Adds to a counter of eight little-endian bytes. Absent counts as 0, a shorter value as if zeros
-    /// followed, of a longer one the first eight bytes count; overflow wraps.
+    /// Adds to a counter of eight little-endian bytes. Absent counts as 0, a shorter value as if
+    /// zeros followed, of a longer one the first eight bytes count; overflow wraps.
     Add {
         /// The key.
         key: Vec<u8>,
         /// What to add.
         delta: i64,
     },
-    /// Writes a value under `prefix`, the commit's version in eight big-endian bytes, the position of
-    /// this mutation in the commit in four, so that such keys sort in commit order and never collide.
+    /// Writes a value under `prefix`, the commit's version in eight big-endian bytes, the position
+    /// of this mutation in the commit in four, so that such keys sort in commit order and never
+    /// collide.
     SetVersionstamped {
         /// What stands before the stamp.
         prefix: Vec<u8>,
@@ -153,7 +155,8 @@ pub enum Mutation {
 /// All or nothing: if every check holds, every mutation takes effect at one new version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
-    /// Names this commit. A second commit with the same token has no effect and returns the first one's version.
+    /// Names this commit. A second commit with the same token has no effect and returns the first
+    /// one's version.
     pub token: CommitToken,
     /// What must hold.
     pub checks: Vec<Check>,
@@ -171,7 +174,8 @@ pub enum StoreError {
     },
     /// The commit may or may not have happened: ask `outcome` with its token.
     Unknown,
-    /// A key, a value or the commit is larger than the store takes: nothing changed, make it smaller.
+    /// A key, a value or the commit is larger than the store takes: nothing changed, make it
+    /// smaller.
     TooLarge {
         /// What is too large.
         reason: String,

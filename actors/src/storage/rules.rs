@@ -64,7 +64,8 @@ pub fn counter_after_add(before: Option<&[u8]>, delta: i64) -> [u8; 8] {
     i64::from_le_bytes(bytes).wrapping_add(delta).to_le_bytes()
 }
 
-/// The key that [`Mutation::SetVersionstamped`] writes, as mutation number `position` of its commit.
+/// The key that [`Mutation::SetVersionstamped`] writes, as mutation number `position` of its
+/// commit.
 #[must_use]
 pub fn versionstamped_key(prefix: &[u8], version: Version, position: usize) -> Vec<u8> {
     let position = u32::try_from(position).expect("invariant: mutations per commit are bounded");

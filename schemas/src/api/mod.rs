@@ -1,7 +1,7 @@
 //! Request and response bodies of the HTTP interface.
 //!
-//! `v1` is ours: unknown fields are refused. `memos` is MemOS's wire: unknown fields are ignored, as its
-//! own server does.
+//! `v1` is ours: unknown fields are refused. `memos` is MemOS's wire: unknown fields are ignored,
+//! as its own server does.
 
 pub mod memos;
 pub mod v1;

@@ -9,14 +9,18 @@ use crate::{
 };
 
 macro_rules! body {
-    ($(#[$doc:meta])* request $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+    ($(#[$doc:meta])* request $name:ident {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[serde(deny_unknown_fields)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
     };
-    ($(#[$doc:meta])* response $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+    ($(#[$doc:meta])* response $name:ident {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -398,8 +402,8 @@ body! {
         title: String,
         /// The HTTP status.
         status: u16,
-        /// Stable name of the error: `not_found`, `invalid`, `conflict`, `unauthorized`, `too_large`,
-        /// `overloaded`, `unavailable`, `fenced`, `corrupt`, `internal`.
+        /// Stable name of the error: `not_found`, `invalid`, `conflict`, `unauthorized`,
+        /// `too_large`, `overloaded`, `unavailable`, `fenced`, `corrupt`, `internal`.
         code: String,
         /// What is wrong and what to do.
         detail: String,

@@ -41,7 +41,9 @@ pub(crate) struct PageQuery {
 
 /// Makes a cube.
 #[utoipa::path(post, path = "/v1/cubes", tag = "cubes", request_body = CreateCubeRequest,
-    responses((status = 201, body = CubeBody), (status = 409, body = Problem, description = "there is one with this id"),
+    responses((status = 201, body = CubeBody),
+        (status = 409, body = Problem,
+            description = "there is one with this id"),
         (status = 422, body = Problem)))]
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
@@ -94,7 +96,8 @@ pub(crate) async fn read(
 
 /// Deletes a cube with everything in it, histories included. It cannot be undone.
 #[utoipa::path(delete, path = "/v1/cubes/{cube}", tag = "cubes", params(("cube" = String, Path)),
-    responses((status = 200, body = CubeBody, description = "the cube as it was"), (status = 404, body = Problem)))]
+    responses((status = 200, body = CubeBody, description = "the cube as it was"),
+        (status = 404, body = Problem)))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,
@@ -111,8 +114,10 @@ pub(crate) async fn delete(
 }
 
 /// Lets a cube out of quarantine, after its cause was mended.
-#[utoipa::path(post, path = "/v1/cubes/{cube}/release", tag = "cubes", params(("cube" = String, Path)),
-    responses((status = 200, body = CubeBody), (status = 404, body = Problem, description = "it is not in quarantine")))]
+#[utoipa::path(post, path = "/v1/cubes/{cube}/release", tag = "cubes",
+    params(("cube" = String, Path)),
+    responses((status = 200, body = CubeBody),
+        (status = 404, body = Problem, description = "it is not in quarantine")))]
 pub(crate) async fn release(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,

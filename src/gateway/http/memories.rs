@@ -38,11 +38,17 @@ pub(crate) fn routes() -> Router<Gateway> {
 }
 
 /// Remembers messages or a statement. The answer means durable and findable.
-#[utoipa::path(post, path = "/v1/cubes/{cube}/memories", tag = "memories", request_body = AddMemoriesRequest,
+#[utoipa::path(post, path = "/v1/cubes/{cube}/memories", tag = "memories",
+    request_body = AddMemoriesRequest,
     params(("cube" = String, Path),
-        ("idempotency-key" = Option<String>, Header, description = "a retry with the same key has no second effect")),
-    responses((status = 201, body = AddMemoriesResponse), (status = 404, body = Problem), (status = 409, body = Problem),
-        (status = 422, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
+        ("idempotency-key" = Option<String>, Header,
+            description = "a retry with the same key has no second effect")),
+    responses((status = 201, body = AddMemoriesResponse),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+        (status = 422, body = Problem),
+            (status = 429, body = Problem),
+            (status = 503, body = Problem)))]
 pub(crate) async fn add(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,
@@ -99,7 +105,9 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Failur
 /// Lists memories in the order in which they were made.
 #[utoipa::path(get, path = "/v1/cubes/{cube}/memories", tag = "memories",
     params(("cube" = String, Path), PageQuery),
-    responses((status = 200, body = ListMemoriesResponse), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = ListMemoriesResponse),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem)))]
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,
@@ -142,7 +150,9 @@ pub(crate) async fn read(
 /// Changes one memory; its former version is kept.
 #[utoipa::path(patch, path = "/v1/cubes/{cube}/memories/{memory}", tag = "memories",
     params(("cube" = String, Path), ("memory" = String, Path)), request_body = UpdateMemoryRequest,
-    responses((status = 200, body = MemoryBody), (status = 404, body = Problem), (status = 409, body = Problem),
+    responses((status = 200, body = MemoryBody),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
         (status = 422, body = Problem)))]
 pub(crate) async fn update(
     State(gateway): State<Gateway>,
@@ -178,7 +188,9 @@ pub(crate) struct PurgeQuery {
 /// Forgets one memory: it is found no more, and its vector is gone.
 #[utoipa::path(delete, path = "/v1/cubes/{cube}/memories/{memory}", tag = "memories",
     params(("cube" = String, Path), ("memory" = String, Path), PurgeQuery),
-    responses((status = 200, body = DeleteMemoriesResponse), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = DeleteMemoriesResponse),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem)))]
 pub(crate) async fn delete(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,
@@ -214,7 +226,9 @@ pub(crate) struct DeleteManyQuery {
 /// Forgets the memories of one conversation, or all of them.
 #[utoipa::path(delete, path = "/v1/cubes/{cube}/memories", tag = "memories",
     params(("cube" = String, Path), DeleteManyQuery),
-    responses((status = 200, body = DeleteMemoriesResponse), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = DeleteMemoriesResponse),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem)))]
 pub(crate) async fn delete_many(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,

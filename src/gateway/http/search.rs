@@ -27,11 +27,13 @@ pub(crate) fn routes() -> Router<Gateway> {
     Router::new().route("/v1/cubes/{cube}/search", post(search))
 }
 
-/// Finds what a cube knows about a question. The same question at the same version of the cube gives
-/// the same list.
+/// Finds what a cube knows about a question. The same question at the same version of the cube
+/// gives the same list.
 #[utoipa::path(post, path = "/v1/cubes/{cube}/search", tag = "search", request_body = SearchBody,
     params(("cube" = String, Path)),
-    responses((status = 200, body = SearchResponse), (status = 404, body = Problem), (status = 422, body = Problem),
+    responses((status = 200, body = SearchResponse),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem),
         (status = 429, body = Problem), (status = 503, body = Problem)))]
 pub(crate) async fn search(
     State(gateway): State<Gateway>,

@@ -109,8 +109,11 @@ mod tests {
             (json!("hello"), vec![(Role::User, "hello")]),
             (json!([{"role": "assistant", "content": "hi"}]), vec![(Role::Assistant, "hi")]),
             (
-                json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"},
-                    {"type": "text", "text": "b"}]}]),
+                json!([{"role": "user", "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "image_url"},
+                    {"type": "text", "text": "b"}
+                ]}]),
                 vec![(Role::User, "a\nb")],
             ),
             (json!([{"type": "text", "text": "bare"}]), vec![(Role::User, "bare")]),

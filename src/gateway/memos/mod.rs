@@ -1,7 +1,7 @@
 //! MemOS's wire (`/product/*`), so that its clients and its evaluation run unchanged.
 //!
-//! Read off MemOS v2.0.31. Sentences such as `Memory added successfully` are compared literally by its
-//! clients. An item of a cube appears there as a memory with metadata.
+//! Read off MemOS v2.0.31. Sentences such as `Memory added successfully` are compared literally by
+//! its clients. An item of a cube appears there as a memory with metadata.
 
 mod messages;
 mod views;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, Query, Request, State},
+    extract::{Path, Query, Request, State, rejection::QueryRejection},
     http::Response,
     response::IntoResponse,
     routing::{get, post},
@@ -196,11 +196,12 @@ pub(crate) async fn get_memory_by_id(
     State(gateway): State<Gateway>,
     Caller(caller): Caller,
     Path(memory): Path<String>,
-    query: Query<ByIdQuery>,
+    query: Result<Query<ByIdQuery>, QueryRejection>,
 ) -> Response<Body> {
     let result = async {
         let id = memory_id(&memory)?;
-        let named = query.0.mem_cube_id.or(query.0.user_id);
+        let Query(query) = query.map_err(|error| Failure::invalid(error.body_text()))?;
+        let named = query.mem_cube_id.or(query.user_id);
         let cube = match named.as_deref().map(cube_id).transpose()? {
             Some(cube) => Some(cube),
             None => gateway.node.cubes().find_memory(&caller, id).await?,
@@ -290,7 +291,8 @@ async fn read_all(cube: &CubeHandle) -> Result<Vec<Value>, Failure> {
 
 /// Deletes memories by id, of a conversation, or everything of a user. MemOS answers 200 also when
 /// nothing could be deleted; so does this, with `status: failure` and the reason.
-#[utoipa::path(post, path = "/product/delete_memory", tag = "memos", request_body = DeleteMemoryBody,
+#[utoipa::path(post, path = "/product/delete_memory", tag = "memos",
+    request_body = DeleteMemoryBody,
     responses((status = 200, body = Envelope), (status = 422, body = Envelope)))]
 pub(crate) async fn delete_memory(
     State(gateway): State<Gateway>,
@@ -321,7 +323,8 @@ async fn delete(
 ) -> Result<usize, Failure> {
     if body.file_ids.is_some() || body.filter.is_some() {
         return Err(Failure::invalid(
-            "`file_ids` and `filter` are not supported; give `memory_ids`, `session_id` or `user_id`",
+            "`file_ids` and `filter` are not supported; give `memory_ids`, `session_id` or \
+             `user_id`",
         ));
     }
     let conversation = body.conversation_id.or(body.session_id);
@@ -418,8 +421,12 @@ pub(crate) struct StatusQuery {
     responses((status = 200, body = Envelope), (status = 404, body = Envelope)))]
 pub(crate) async fn scheduler_status(
     Caller(_caller): Caller,
-    query: Query<StatusQuery>,
+    query: Result<Query<StatusQuery>, QueryRejection>,
 ) -> Response<Body> {
+    let Query(query) = match query {
+        Ok(query) => query,
+        Err(error) => return Failure::invalid(error.body_text()).into_envelope(),
+    };
     let result = match (&query.user_id, &query.task_id) {
         (None, _) => Err(Failure::invalid("`user_id` is missing")),
         (Some(_), Some(task)) => Err(Failure::new(

@@ -61,7 +61,8 @@ impl Embedder for MiniLmEmbedder {
 /// Opens MiniLM after checking its files against the pinned checksums.
 ///
 /// # Errors
-/// `Unavailable` when a file is missing, `Corrupt` when one is not the pinned one or cannot be read.
+/// `Unavailable` when a file is missing, `Corrupt` when one is not the pinned one or cannot be
+/// read.
 pub fn open(settings: &EmbedderSettings) -> Result<Arc<dyn Embedder>> {
     let weights = verify(&settings.model_dir)?;
     let threads = match settings.threads {
@@ -116,8 +117,8 @@ pub fn verify(dir: &Path) -> Result<String> {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "the embedding model's file `{}` is not the pinned one: its SHA-256 is {found}, \
-                     expected {expected}; delete it and run `make model`",
+                    "the embedding model's file `{}` is not the pinned one: its SHA-256 is \
+                     {found}, expected {expected}; delete it and run `make model`",
                     path.display()
                 ),
             ));

@@ -1,8 +1,8 @@
 //! Which commits happened: the tokens of the last [`COMMIT_TOKENS_MAX`] commits and their versions.
 //!
 //! One row a group: the version of its first commit → the tokens of its commits, in order, 16 bytes
-//! each. Versions are consecutive, so a row needs no other, and a gap between rows is lost data. The
-//! last row tells the version of the store. The oldest rows leave as whole groups.
+//! each. Versions are consecutive, so a row needs no other, and a gap between rows is lost data.
+//! The last row tells the version of the store. The oldest rows leave as whole groups.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -4,7 +4,8 @@
 //! journal at the first entry that it cannot read, without an error. The mark closes that gap. It
 //! holds the last version that was made durable, and is written after each group but not synced.
 //! Invariant: the mark is never ahead of what is durable, so a store that opens behind it has lost
-//! acknowledged commits. After a loss of power the mark may lag, and the check is as weak as its lag.
+//! acknowledged commits. After a loss of power the mark may lag, and the check is as weak as its
+//! lag.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},

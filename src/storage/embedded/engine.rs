@@ -1,7 +1,8 @@
 //! fjall as this store uses it: one keyspace, tuned small, its errors in the port's words.
 //!
-//! Rows: `0x01` ++ version → tokens of a group (see `commit_log`), and `0x02` ++ key → version (8 bytes,
-//! big-endian) ++ value. One keyspace, because then one flush moves rows of both kinds together.
+//! Rows: `0x01` ++ version → tokens of a group (see `commit_log`), and `0x02` ++ key → version (8
+//! bytes, big-endian) ++ value. One keyspace, because then one flush moves rows of both kinds
+//! together.
 
 use std::{
     error::Error,
@@ -204,8 +205,8 @@ impl Engine {
     }
 }
 
-/// Refuses a database without its markers, because the engine takes that for an unfinished creation:
-/// it would silently start an empty database, or delete the directory of the keyspace.
+/// Refuses a database without its markers, because the engine takes that for an unfinished
+/// creation: it would silently start an empty database, or delete the directory of the keyspace.
 fn check_markers(path: &Path) -> Result<(), StoreError> {
     for marker in ["version", "keyspaces/0/current", "keyspaces/1/current"] {
         if !path.join(marker).exists() {

@@ -1,7 +1,7 @@
 //! A disk that takes no more: the store says so, stops taking commits, and keeps what it has.
 //!
-//! The child may not make files longer than a limit, which needs no rights and no special disk: past it
-//! every write fails as on a full disk, with another number.
+//! The child may not make files longer than a limit, which needs no rights and no special disk:
+//! past it every write fails as on a full disk, with another number.
 
 use std::{
     path::Path,
@@ -18,7 +18,8 @@ const FILE_BLOCKS_MAX: usize = 600;
 
 #[tokio::test]
 async fn a_full_disk_poisons_the_store_and_loses_nothing() {
-    // Values below and above the engine's write buffer: errors come from its write or from its flush.
+    // Values below and above the engine's write buffer: errors come from its write or from its
+    // flush.
     for value_bytes in [500, 20_000] {
         let directory = tempfile::tempdir().expect("a directory");
         for _ in 0..2 {

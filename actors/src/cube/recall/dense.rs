@@ -3,7 +3,8 @@
 //! A scan of f32 vectors is bound by memory (10,000 × 384 take over 1 ms), so it reads one byte a
 //! dimension. Codes are multiplied as integers, which gives the same sums on every processor.
 
-/// Parts of the query's codes: products of a code with one fit a 32-bit sum over this many dimensions.
+/// Parts of the query's codes: products of a code with one fit a 32-bit sum over this many
+/// dimensions.
 const QUERY_CODE_MAX: f32 = 32_767.0;
 const CODE_MAX: f32 = 127.0;
 
@@ -17,8 +18,8 @@ pub(crate) struct DenseArm {
 }
 
 impl DenseArm {
-    /// Appends the vector of the next slot; without one, or with one of another length, the slot gets
-    /// zeros and never scores.
+    /// Appends the vector of the next slot; without one, or with one of another length, the slot
+    /// gets zeros and never scores.
     pub(crate) fn push(&mut self, vector: Option<&[f32]>) {
         if let Some(vector) = vector
             && self.dimensions == 0
@@ -65,8 +66,8 @@ impl DenseArm {
         vector.iter().zip(query).map(|(left, right)| left * right).sum()
     }
 
-    /// The dot products of all slots with the query, within about 0.003 of the exact ones; `None` when
-    /// no slot has a vector of the query's length.
+    /// The dot products of all slots with the query, within about 0.003 of the exact ones; `None`
+    /// when no slot has a vector of the query's length.
     pub(crate) fn scan(&self, query: &[f32]) -> Option<Vec<f32>> {
         if self.dimensions == 0 || query.len() != self.dimensions {
             return None;

@@ -1,8 +1,9 @@
 //! The lexical arm: BM25 in which a short turn borrows words from the turns around it.
 //!
-//! Okapi BM25 with Lucene's idf, where the frequency of a term in an item is its own plus a weighted
-//! sum over the two items before and behind it in the conversation. An answer such as "Since 2016!"
-//! is found by the words of the question before it, with one inverted index instead of a second view.
+//! Okapi BM25 with Lucene's idf, where the frequency of a term in an item is its own plus a
+//! weighted sum over the two items before and behind it in the conversation. An answer such as
+//! "Since 2016!" is found by the words of the question before it, with one inverted index instead
+//! of a second view.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,8 @@ struct Posting {
     frequency: f32,
 }
 
-/// From whom an item borrows, and how much. A neighbour that is missing is the item itself with weight
-/// 0, so that sums need no branches.
+/// From whom an item borrows, and how much. A neighbour that is missing is the item itself with
+/// weight 0, so that sums need no branches.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     /// In the order of [`Slots::window`].
@@ -153,7 +154,8 @@ impl LexicalArm {
         found.then_some(scores)
     }
 
-    /// Gives the frequencies of a term to the items that hold it and to those that borrow from them.
+    /// Gives the frequencies of a term to the items that hold it and to those that borrow from
+    /// them.
     fn spread(&self, postings: &[Posting], frequencies: &mut [f32], touched: &mut Vec<u32>) {
         // From the lender's side the window is mirrored: who stands behind me has me before it.
         const MIRRORED: [usize; 4] = [1, 0, 3, 2];

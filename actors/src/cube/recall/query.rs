@@ -32,7 +32,8 @@ impl DateWanted {
         self.years.is_empty() && self.months.is_empty()
     }
 
-    /// How much of what is asked for fits this moment, from 0 to 1. A day counts only with its month.
+    /// How much of what is asked for fits this moment, from 0 to 1. A day counts only with its
+    /// month.
     pub(crate) fn fit(&self, moment: Moment) -> f32 {
         let part = |asked: bool, weight: f32| if asked { weight } else { 0.0 };
         let total = part(!self.years.is_empty(), 1.0)

@@ -6,8 +6,8 @@ use memcube_schemas::{MemoryId, memory::MemoryItem};
 
 use super::{ArmScores, Found, Hit, RecallRequest, index::RecallIndex, query};
 
-/// The constants of recall, chosen once by leave-one-conversation-out on the visible conversations and
-/// rounded on a flat optimum; `docs/adr/0004-recall.md` has the table behind them.
+/// The constants of recall, chosen once by leave-one-conversation-out on the visible conversations
+/// and rounded on a flat optimum; `docs/adr/0004-recall.md` has the table behind them.
 pub(crate) mod weights {
     /// BM25's saturation: the usual value.
     pub(crate) const BM25_K1: f32 = 1.2;
@@ -42,8 +42,8 @@ pub(crate) mod weights {
     /// The item places an event in time.
     pub(crate) const TIME_WORDS: f32 = 1.0;
 
-    /// Relativity is a logistic function of these, fitted so that about 95 % of the true hits among the
-    /// first ten reach 0.45, and 5 % of the hits in somebody else's conversation.
+    /// Relativity is a logistic function of these, fitted so that about 95 % of the true hits among
+    /// the first ten reach 0.45, and 5 % of the hits in somebody else's conversation.
     pub(crate) const RELATIVITY_COVERAGE: f32 = 16.0;
     pub(crate) const RELATIVITY_COSINE: f32 = 16.0;
     pub(crate) const RELATIVITY_OFFSET: f32 = -7.2;
@@ -77,8 +77,8 @@ struct Standard {
 }
 
 impl Standard {
-    /// Over `count` values; others must be 0. A spread below `spread_min` counts as that much, so that
-    /// a handful of like values makes no difference.
+    /// Over `count` values; others must be 0. A spread below `spread_min` counts as that much, so
+    /// that a handful of like values makes no difference.
     fn of(values: &[f32], count: usize, spread_min: f32) -> Self {
         // Eight sums side by side: fast, and in the same order on every processor.
         const LANES: usize = 8;
@@ -236,9 +236,9 @@ impl RecallIndex {
         Hit { item: Arc::clone(item), relativity, scores }
     }
 
-    /// How well an item fits, before it is mapped to 0 to 1, in a measure that does not depend on what
-    /// else the cube holds: the share of the question's words that it covers, and its cosine, averaged
-    /// with its neighbours'.
+    /// How well an item fits, before it is mapped to 0 to 1, in a measure that does not depend on
+    /// what else the cube holds: the share of the question's words that it covers, and its cosine,
+    /// averaged with its neighbours'.
     fn evidence(&self, arms: &Arms, slot: usize) -> f32 {
         let lexical = arms.lexical.as_ref().map_or(0.0, |scores| scores[slot]);
         let coverage = if arms.lexical_best > 0.0 { lexical / arms.lexical_best } else { 0.0 };
@@ -254,9 +254,10 @@ impl RecallIndex {
         }
     }
 
-    /// How sure recall is that the cube knows an answer, from 0 to 1: when the question names a speaker,
-    /// how far the best item of that speaker stands out against the best of the others, since a question
-    /// about something that somebody else said finds that; otherwise the best relativity.
+    /// How sure recall is that the cube knows an answer, from 0 to 1: when the question names a
+    /// speaker, how far the best item of that speaker stands out against the best of the others,
+    /// since a question about something that somebody else said finds that; otherwise the best
+    /// relativity.
     fn confidence(&self, arms: &Arms, fused: &[f32]) -> f32 {
         let live = (0..fused.len()).filter(|slot| self.slots.is_live[*slot]);
         if arms.speaker.is_none() {
@@ -278,8 +279,8 @@ fn logistic(evidence: f32) -> f32 {
     1.0 / (1.0 + (-evidence).exp())
 }
 
-/// The slots of the `depth` largest values, largest first; ties go to the newer item. Dead slots, at
-/// minus infinity, are left out.
+/// The slots of the `depth` largest values, largest first; ties go to the newer item. Dead slots,
+/// at minus infinity, are left out.
 fn best_slots(values: &[f32], ids: &[MemoryId], depth: usize) -> Vec<u32> {
     let better = |left: &(f32, u32), right: &(f32, u32)| {
         let newer = || ids[right.1 as usize].cmp(&ids[left.1 as usize]);

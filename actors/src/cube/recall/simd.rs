@@ -1,7 +1,7 @@
 //! The scan over 8-bit codes, compiled for what the processor can do.
 //!
-//! The only unsafe code of this crate: calls of functions compiled for AVX2 and AVX-512, each behind
-//! the check that the processor has it. All variants compute the same integers.
+//! The only unsafe code of this crate: calls of functions compiled for AVX2 and AVX-512, each
+//! behind the check that the processor has it. All variants compute the same integers.
 #![allow(unsafe_code)]
 
 /// Dimensions over which 127 × 32,767 sums up to less than 2³¹.

@@ -10,8 +10,8 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// Slots of items, linked in the order in which they were said. A removed item leaves a dead slot,
 /// until the index is rebuilt.
 ///
-/// Invariant: links depend only on the live items, never on the order in which they came and went. An
-/// item is linked behind its predecessor if both are live and no older item follows it.
+/// Invariant: links depend only on the live items, never on the order in which they came and went.
+/// An item is linked behind its predecessor if both are live and no older item follows it.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     pub(crate) ids: Vec<MemoryId>,
