@@ -226,7 +226,8 @@ fn resident_kb() -> u64 {
 
 fn markdown(options: &Options, rows: &[Row]) -> String {
     let mut text = format!("Durable commits, {}, {} s a case.\n\n", options.label, options.seconds);
-    text += "| writers | embedded store /s | one fsync per commit /s | ratio | p50 / p99 ms | p50 / p99 ms, one fsync per commit |\n";
+    text += "| writers | embedded store /s | one fsync per commit /s | ratio | p50 / p99 ms |";
+    text += " p50 / p99 ms, one fsync per commit |\n";
     text += "|---|---|---|---|---|---|\n";
     for Row { writers, ours, baseline } in rows {
         writeln!(

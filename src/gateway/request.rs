@@ -13,7 +13,7 @@ use axum::{
 use futures_util::FutureExt;
 use memcube_actors::{TenantContext, metrics as names};
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tracing::Instrument;
 
 use super::{Gateway, errors::Failure};
@@ -186,7 +186,8 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
         return Err(Failure::new(StatusCode::BAD_REQUEST, "invalid", detail));
     }
     // A list in place of an object would be read as its fields in their order.
-    if bytes.trim_ascii_start().starts_with(b"[") {
+    let is_list = bytes.trim_ascii_start().starts_with(b"[");
+    if is_list && serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
         return Err(Failure::invalid("the body is a list, not an object"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);

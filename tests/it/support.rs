@@ -79,13 +79,21 @@ pub(crate) struct Client {
     authorization: Option<String>,
 }
 
+/// Without idle connections every request has one of its own: a server that answers before it has read
+/// a body, as to a stranger, closes the connection afterwards, which the next request must not meet.
+fn agent(idle_connections_max: usize) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .max_idle_connections(idle_connections_max)
+        .max_idle_connections_per_host(idle_connections_max)
+        .build()
+        .new_agent()
+}
+
 impl Client {
     pub(crate) fn new(address: impl Into<String>) -> Self {
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(PATIENCE))
-            .build()
-            .new_agent();
+        let agent = agent(0);
         let authorization = Some(format!("Bearer {KEY}"));
         Self { agent, address: address.into(), authorization }
     }
@@ -93,6 +101,11 @@ impl Client {
     /// The same client with another `Authorization`, or none.
     pub(crate) fn with_authorization(&self, authorization: Option<&str>) -> Self {
         Self { authorization: authorization.map(str::to_owned), ..self.clone() }
+    }
+
+    /// The same client with connections that stay open, for many requests that succeed.
+    pub(crate) fn pooled(&self) -> Self {
+        Self { agent: agent(4), ..self.clone() }
     }
 
     pub(crate) fn call(&self, method: &str, path: &str) -> Call {

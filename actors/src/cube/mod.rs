@@ -14,6 +14,7 @@ mod hydrate;
 mod journal;
 mod message;
 pub mod recall;
+mod requests;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -34,9 +35,10 @@ use self::{
     recall::{Found, RecallRequest},
 };
 pub use self::{
-    handle::{AddRequest, CubeHandle, DeleteRequest, UpdateRequest},
+    handle::CubeHandle,
     message::{ItemPage, SearchOutcome},
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
+    requests::{AddOutcome, AddRequest, DeleteRequest, UpdateRequest},
 };
 pub(crate) use self::{
     hydrate::Hydrator,

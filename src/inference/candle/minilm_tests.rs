@@ -14,9 +14,9 @@ const TEXTS: [&str; 6] = [
     "Melanie: I signed up for a pottery class yesterday!",
     "",
     "ok",
-    "The quarterly report shows that revenue grew by 12 % while costs were flat, which surprised everyone on the board.",
+    "The quarterly report shows that revenue grew by 12 % while costs were flat.",
     "Où est la bibliothèque? 東京は雨です。 🙂",
-    "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 a b c d e f g h i j k l m n o p q r s t u v w x y z",
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 a b c d e f g h i j",
 ];
 
 fn model_dir() -> PathBuf {
