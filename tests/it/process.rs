@@ -196,7 +196,7 @@ fn find(directory: &Path, end: &str) -> PathBuf {
 }
 
 #[test]
-fn a_damaged_store_is_told_and_not_touched() {
+fn a_damaged_store_is_refused_at_every_start() {
     type Inflict = fn(&mut Vec<u8>);
     let cases: [(&str, Inflict, &str); 3] = [
         ("memcube-store", |bytes| bytes[3] ^= 0x10, "state"),

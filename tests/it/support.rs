@@ -79,8 +79,8 @@ pub(crate) struct Client {
     authorization: Option<String>,
 }
 
-/// Without idle connections every request has one of its own: a server that answers before it has read
-/// a body, as to a stranger, closes the connection afterwards, which the next request must not meet.
+/// Without idle connections every request has one of its own: a server that answers before it has
+/// read a body, as to a stranger, closes the connection then, which the next request must not meet.
 fn agent(idle_connections_max: usize) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
