@@ -283,7 +283,7 @@ impl Cubes {
     pub async fn shut_down(&self) {
         self.shared.host.shut_down().await;
         if let Some(embedder) = &self.shared.embedder {
-            embedder.stop();
+            embedder.stop().await;
         }
     }
 

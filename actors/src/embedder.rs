@@ -158,8 +158,9 @@ impl EmbedderHandle {
     }
 
     /// Ends the embedder.
-    pub fn stop(&self) {
-        self.actor.stop(None);
+    pub async fn stop(&self) {
+        // One that is gone already has nothing left to end.
+        let _ = self.actor.stop_and_wait(None, None).await;
     }
 }
 

@@ -87,7 +87,8 @@ impl HostHandle {
     pub(crate) async fn shut_down(&self) {
         // A host that is gone already has nothing left to shut down.
         let _ = self.ask(|reply| HostMessage::ShutDown { reply }).await;
-        self.actor.stop(None);
+        // Waits until the actor is gone, and with it its hold on the store.
+        let _ = self.actor.stop_and_wait(None, None).await;
     }
 
     pub(crate) fn is_alive(&self) -> bool {

@@ -62,13 +62,22 @@ async fn a_failed_flush_poisons_the_store_and_loses_nothing() {
             Err(error) => break error,
         }
     };
+    // The failure may meet a commit that is written but not synced: then nobody knows about that one.
+    let (error, undecided) = match error {
+        StoreError::Unknown => {
+            let next = set(acknowledged + 1, "next", b"next");
+            (store.commit(next).await.expect_err("it takes no more"), 1)
+        }
+        error => (error, 0),
+    };
     let StoreError::Unavailable { reason } = &error else { panic!("{error:?}") };
     assert!(reason.contains("in the background"), "{reason}");
     assert_eq!(entries(&store).await.expect("reads still work").len() as u64, acknowledged);
     drop(store);
     std::fs::rename(&away, &tables).expect("renamed");
     let store = EmbeddedStore::open(directory.path()).expect("opened");
-    assert_eq!(entries(&store).await.expect("read").len() as u64, acknowledged);
+    let held = entries(&store).await.expect("read").len() as u64;
+    assert!((acknowledged..=acknowledged + undecided).contains(&held), "{held} of {acknowledged}");
 }
 
 fn run_limited(directory: &Path, value_bytes: usize) -> Output {
