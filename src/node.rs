@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use memcube_actors::{
     Cubes, Error, NodeParts, Result,
+    cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
     storage::{InMemoryStore, SharedStore},
 };
+
+use memcube_schemas::NodeId;
 
 use crate::{
     environment, inference,
@@ -22,6 +25,7 @@ pub struct NodeBuilder {
     store: Option<SharedStore>,
     environment: Option<Environment>,
     embedder: Option<Arc<dyn Embedder>>,
+    cluster: Option<(NodeId, ClusterParts)>,
 }
 
 impl NodeBuilder {
@@ -53,13 +57,21 @@ impl NodeBuilder {
         self
     }
 
+    /// As one of several nodes over the same store, under this id. Every node needs an id of its
+    /// own, and a store that all of them share.
+    #[must_use]
+    pub fn with_cluster(mut self, node: NodeId, parts: ClusterParts) -> Self {
+        self.cluster = Some((node, parts));
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
     /// `Unavailable` when the data directory or the model cannot be opened, with what to do about
     /// it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder } = self;
+        let Self { settings, store, environment, embedder, cluster } = self;
         let environment = environment.unwrap_or_else(environment::system);
         let store = match store {
             Some(store) => store,
@@ -73,13 +85,18 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
+        let (node, cluster) = match cluster {
+            Some((node, parts)) => (node, Some(parts)),
+            None => (NodeId::new("local")?, None),
+        };
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
             embedder,
-            node: "local".to_owned(),
+            node,
             passivate_after_ms: settings.cube.passivate_after_ms,
             hot_cubes_max: settings.cube.hot_cubes_max,
+            cluster,
         })
         .await?;
         Ok(Node { cubes, store, environment, settings })

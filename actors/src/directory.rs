@@ -11,28 +11,35 @@ use std::{
 
 use dashmap::DashMap;
 use memcube_schemas::{
-    CubeId, MemoryId, UserId, Version,
-    codec::{DecodeError, decode, encode},
+    CubeId, MemoryId, NodeId, TenantId, UserId, Version,
+    codec::{DecodeError, decode},
     cube::CubeManifest,
     keys,
     limits::{CUBE_INFLIGHT_MAX, PAGE_ITEMS_MAX},
 };
 use ractor::{ActorId, ActorRef};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
+    cluster::{
+        ClusterParts, View,
+        membership::{self, Membership, MembershipHandle},
+        peers::{Peers, Serve},
+    },
     cube::{CubeHandle, CubeKey, CubeMessage, Hydrator},
     embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, ErrorKind, Result},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    storage::{Check, Mutation, RangeRead, SharedStore},
+    storage::{Check, RangeRead, SharedStore, StoreError},
     tenant::TenantContext,
 };
 
 /// Fixed, so that two processes build the same map.
 type FixedHasher = BuildHasherDefault<std::collections::hash_map::DefaultHasher>;
 const SHARDS: usize = 16;
+/// How often making a cube is tried while the store refuses it without reason.
+const CREATE_TRIES: usize = 5;
 
 /// A hydrated cube, as callers see it.
 pub(crate) struct Slot {
@@ -54,6 +61,11 @@ impl Slot {
             .map_err(|_| Error::overloaded("the cube's queue", 50))
     }
 
+    /// Calls that wait or are being answered.
+    fn waiting(&self) -> usize {
+        CUBE_INFLIGHT_MAX.saturating_sub(self.places.available_permits())
+    }
+
     pub(crate) fn last_used_us(&self) -> u64 {
         self.last_used_us.load(Ordering::Relaxed)
     }
@@ -71,11 +83,24 @@ pub struct NodeParts {
     /// The embedder, if one is configured; without it recall is lexical.
     pub embedder: Option<EmbedderHandle>,
     /// The name of this node in ownership records.
-    pub node: String,
+    pub node: NodeId,
     /// How long an idle cube stays in RAM, in milliseconds.
     pub passivate_after_ms: u64,
     /// Cubes kept in RAM at the most.
     pub hot_cubes_max: usize,
+    /// How to reach the other nodes; `None` for a node that is alone with its store.
+    pub cluster: Option<ClusterParts>,
+}
+
+/// How full a queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Which queue.
+    pub name: &'static str,
+    /// What waits in it.
+    pub depth: usize,
+    /// What may wait in it.
+    pub bound: usize,
 }
 
 /// A cube as an operator sees it.
@@ -95,13 +120,45 @@ pub struct Cubes {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    directory: Arc<Directory>,
-    host: HostHandle,
+pub(crate) struct Shared {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) host: HostHandle,
+    pub(crate) cluster: Option<Cluster>,
+    /// Who is alive; of a node that is alone, itself.
+    pub(crate) views: watch::Receiver<View>,
+    /// Where cubes of other nodes were found last: hints, looked up, never iterated.
+    pub(crate) routes: DashMap<CubeKey, NodeId, FixedHasher>,
     hydrator: Hydrator,
     store: SharedStore,
     environment: Environment,
     embedder: Option<EmbedderHandle>,
+    /// For a planted bug: the tenant of the call before.
+    #[cfg(feature = "defects")]
+    tenant_before: std::sync::Mutex<Option<TenantId>>,
+}
+
+/// What a node has beyond one that is alone.
+pub(crate) struct Cluster {
+    pub(crate) peers: Arc<Peers>,
+    membership: MembershipHandle,
+}
+
+impl Shared {
+    /// Whether the node has begun to shut down.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.peers.is_closed())
+    }
+
+    /// For whom a call of another node runs: for whom it says, unless the planted bug is on.
+    pub(crate) fn tenant_to_serve(&self, tenant: TenantId) -> TenantId {
+        #[cfg(feature = "defects")]
+        if self.environment.plants(crate::defects::Defect::TenantMixUp) {
+            let before = self.tenant_before.lock().ok();
+            let before = before.and_then(|mut before| before.replace(tenant.clone()));
+            return before.unwrap_or(tenant);
+        }
+        tenant
+    }
 }
 
 impl fmt::Debug for Cubes {
@@ -118,18 +175,74 @@ impl Cubes {
     pub async fn start(parts: NodeParts) -> Result<Self> {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
-        let NodeParts { store, environment, embedder, node, passivate_after_ms, hot_cubes_max } =
-            parts;
-        let settings = HostSettings { passivate_after_ms, hot_cubes_max };
-        let hydrator = Hydrator {
-            store: Arc::clone(&store),
-            environment: environment.clone(),
-            embedder: embedder.clone(),
-            node,
+        let NodeParts { store, environment, embedder, node, cluster, .. } = parts;
+        let settings = HostSettings {
+            passivate_after_ms: parts.passivate_after_ms,
+            hot_cubes_max: parts.hot_cubes_max,
+            confirms_reads: cluster.is_some(),
+        };
+        let (sender, views) =
+            watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
+        let hydrator =
+            Hydrator::new(Arc::clone(&store), environment.clone(), embedder.clone(), views.clone());
+        let cluster = match cluster {
+            Some(parts) => {
+                let transport = Arc::clone(&parts.transport);
+                let peers = Peers::start(transport, environment.clone(), views.clone());
+                let (store, environment) = (Arc::clone(&store), environment.clone());
+                let membership = Membership::start(store, environment, parts, sender).await?;
+                Some(Cluster { peers, membership })
+            }
+            None => None,
         };
         let host = CubeHost::start(Arc::clone(&directory), hydrator.clone(), settings).await?;
-        let shared = Shared { directory, host, hydrator, store, environment, embedder };
-        Ok(Self { shared: Arc::new(shared) })
+        let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
+        let shared = Arc::new(Shared {
+            directory,
+            host,
+            cluster,
+            views,
+            routes,
+            hydrator,
+            store,
+            environment,
+            embedder,
+            #[cfg(feature = "defects")]
+            tenant_before: std::sync::Mutex::default(),
+        });
+        if let Some(cluster) = &shared.cluster {
+            let server: Arc<dyn Serve> = Arc::clone(&shared) as Arc<dyn Serve>;
+            cluster.peers.serve_with(Arc::downgrade(&server));
+        }
+        Ok(Self { shared })
+    }
+
+    pub(crate) const fn from_shared(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Who is alive, as this node sees it.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.shared.views.borrow().clone()
+    }
+
+    /// How full the queues of this node are: of the cubes, the fullest one.
+    #[must_use]
+    pub fn queues(&self) -> Vec<QueueDepth> {
+        let Shared { directory, host, embedder, cluster, .. } = &*self.shared;
+        let fullest = directory.iter().map(|slot| slot.waiting()).max().unwrap_or(0);
+        let mut queues = vec![
+            QueueDepth { name: "the fullest cube", depth: fullest, bound: CUBE_INFLIGHT_MAX },
+            host.queue(),
+        ];
+        queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
+        queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
+        queues
     }
 
     /// The front door of one cube for this caller. Nothing is looked up yet.
@@ -160,20 +273,24 @@ impl Cubes {
             items: 0,
             embedder: None,
         };
-        let key = keys::manifest(context.tenant(), &manifest.id);
-        let checks = vec![Check::Absent { key: key.clone() }];
-        let mutations = vec![Mutation::Set { key, value: encode(&manifest) }];
-        let committed =
-            crate::cube::commit(&self.shared.store, &self.shared.environment, checks, mutations)
-                .await;
-        match committed {
-            Ok(_) => Ok(manifest),
-            Err(crate::storage::StoreError::Conflict { .. }) => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("there is a cube `{}` already", manifest.id),
-            )),
-            Err(error) => Err(error.into()),
+        let checks = vec![Check::Absent { key: keys::manifest(context.tenant(), &manifest.id) }];
+        let key = CubeKey { tenant: context.tenant().clone(), cube: manifest.id.clone() };
+        let mutations = crate::cube::made(&key, &manifest);
+        for _ in 0..CREATE_TRIES {
+            let (checks, mutations) = (checks.clone(), mutations.clone());
+            let Shared { store, environment, .. } = &*self.shared;
+            match crate::cube::commit(store, environment, checks, mutations).await {
+                Ok(_) => return Ok(manifest),
+                // A store may refuse without reason; only a row that is there is one.
+                Err(StoreError::Conflict { .. }) if self.manifest(&key).await?.is_none() => {}
+                Err(StoreError::Conflict { .. }) => {
+                    let message = format!("there is a cube `{}` already", manifest.id);
+                    return Err(Error::new(ErrorKind::Conflict, message));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
+        Err(Error::unavailable(format!("the cube `{}` could not be made; retry", manifest.id)))
     }
 
     /// Makes a cube unless it is there.
@@ -279,9 +396,33 @@ impl Cubes {
         Ok(())
     }
 
-    /// Lets every cube finish and leave RAM, then ends the actors of this node.
+    /// Reads a cube ahead of owning it.
+    pub(crate) async fn prepare(&self, key: CubeKey) -> Result<()> {
+        self.shared.hydrator.prepare(key).await
+    }
+
+    /// Ends the actors of this node at once, as a crash would. For tests and simulations.
+    pub fn kill(&self) {
+        if let Some(cluster) = &self.shared.cluster {
+            cluster.peers.kill();
+            cluster.membership.kill();
+        }
+        self.shared.host.kill();
+        if let Some(embedder) = &self.shared.embedder {
+            embedder.kill();
+        }
+    }
+
+    /// Lets every cube finish and leave RAM, says goodbye to the other nodes, then ends the actors
+    /// of this one.
     pub async fn shut_down(&self) {
+        if let Some(cluster) = &self.shared.cluster {
+            cluster.peers.close();
+        }
         self.shared.host.shut_down().await;
+        if let Some(cluster) = &self.shared.cluster {
+            cluster.membership.leave().await;
+        }
         if let Some(embedder) = &self.shared.embedder {
             embedder.stop().await;
         }
@@ -290,7 +431,7 @@ impl Cubes {
     /// Whether the actors of this node are alive.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.shared.host.is_alive()
+        self.shared.host.is_alive() && self.shared.views.borrow().is_serving
     }
 
     /// The model that embeds, if one is configured.
@@ -322,7 +463,7 @@ impl Cubes {
         self.shared.host.why_ended(key.clone(), actor).await
     }
 
-    async fn manifest(&self, key: &CubeKey) -> Result<Option<CubeManifest>> {
+    pub(crate) async fn manifest(&self, key: &CubeKey) -> Result<Option<CubeManifest>> {
         let read = RangeRead::key(keys::manifest(&key.tenant, &key.cube));
         let output = self.shared.store.read(vec![read]).await?;
         let entry = output.pages.first().and_then(|page| page.entries.first());

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     cube::seconds,
+    directory::QueueDepth,
     environment::Environment,
     error::{Error, Result},
     metrics as names,
@@ -155,6 +156,17 @@ impl EmbedderHandle {
             self.actor.get_status(),
             ractor::ActorStatus::Starting | ractor::ActorStatus::Running
         )
+    }
+
+    /// How full its queue is.
+    pub(crate) fn queue(&self) -> QueueDepth {
+        let depth = self.queued_texts.load(Ordering::Acquire);
+        QueueDepth { name: "texts for the embedder", depth, bound: EMBED_QUEUE_TEXTS_MAX }
+    }
+
+    /// Ends the embedder at once.
+    pub(crate) fn kill(&self) {
+        self.actor.kill();
     }
 
     /// Ends the embedder.

@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use memcube_schemas::MemoryId;
 
-use crate::storage::CommitToken;
+use crate::{defects::Defect, storage::CommitToken};
 
 /// A clock.
 pub trait Clock: Send + Sync {
@@ -39,9 +39,10 @@ pub trait Compute: Send + Sync {
     fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()>;
 }
 
-/// Points at which a test or a simulation may make actor code fail. In production nothing happens.
+/// Points at which a test or a simulation may look on, or make actor code fail. In production
+/// nothing happens.
 pub trait Faults: Send + Sync {
-    /// Called by actor code at a named point; may panic.
+    /// Called by actor code at a named point, such as `cube.decide`; may panic.
     fn reach(&self, point: &'static str, detail: &str);
 }
 
@@ -59,6 +60,8 @@ pub struct Environment {
     spawner: Arc<dyn Spawner>,
     compute: Arc<dyn Compute>,
     faults: Arc<dyn Faults>,
+    #[cfg(feature = "defects")]
+    defects: Arc<std::collections::BTreeSet<Defect>>,
 }
 
 impl fmt::Debug for Environment {
@@ -75,7 +78,37 @@ impl Environment {
         spawner: Arc<dyn Spawner>,
         compute: Arc<dyn Compute>,
     ) -> Self {
-        Self { clock, entropy, spawner, compute, faults: Arc::new(NoFaults) }
+        Self {
+            clock,
+            entropy,
+            spawner,
+            compute,
+            faults: Arc::new(NoFaults),
+            #[cfg(feature = "defects")]
+            defects: Arc::default(),
+        }
+    }
+
+    /// The same environment, with planted bugs.
+    #[cfg(feature = "defects")]
+    #[must_use]
+    pub fn with_defects(mut self, defects: impl IntoIterator<Item = Defect>) -> Self {
+        self.defects = Arc::new(defects.into_iter().collect());
+        self
+    }
+
+    /// Whether a planted bug is switched on. Never without the feature `defects`.
+    #[cfg(feature = "defects")]
+    #[must_use]
+    pub fn plants(&self, defect: Defect) -> bool {
+        self.defects.contains(&defect)
+    }
+
+    /// Whether a planted bug is switched on. Never without the feature `defects`.
+    #[cfg(not(feature = "defects"))]
+    #[must_use]
+    pub const fn plants(&self, _defect: Defect) -> bool {
+        false
     }
 
     /// The same environment, with faults.

@@ -2,33 +2,13 @@
 
 use std::fmt;
 
+pub use memcube_schemas::peer::ErrorKind;
 use memcube_schemas::{InvalidId, codec::DecodeError};
 
 use crate::storage::StoreError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// What the caller should do about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// It is not there: check the name.
-    NotFound,
-    /// The request cannot be carried out as it stands: change it.
-    Invalid,
-    /// Somebody else changed it, or it exists already: read again and retry with the fresh version.
-    Conflict,
-    /// Not possible now: retry later.
-    Unavailable,
-    /// Too much at once: back off; the error carries `retry_after_ms`.
-    Overloaded,
-    /// This owner was replaced by another: ask the directory again.
-    Fenced,
-    /// Something stored is damaged, or a cube is quarantined: an operator has to look.
-    Corrupt,
-    /// A defect of memcube: report it.
-    Internal,
-}
 
 /// An error with its kind and a message that says what is wrong and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

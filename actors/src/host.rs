@@ -6,6 +6,7 @@
 //! Sends: new cube actors into the directory; `Passivate` to idle ones.
 //! Owns: one record per cube that was touched, with its failures and the reason of its quarantine.
 
+mod handle;
 mod record;
 
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -14,11 +15,12 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
+pub(crate) use self::handle::HostHandle;
 use self::record::{Phase, Record};
 use crate::{
     cube::{
-        CubeActor, CubeArguments, CubeKey, CubeMessage, CubeState, Hydrator, STOPPED_ERASED,
-        STOPPED_FENCED, seconds,
+        CubeActor, CubeArguments, CubeKey, CubeMessage, CubeState, CubeSuccessor, Hydrator,
+        STOPPED_ERASED, STOPPED_FENCED, seconds,
     },
     directory::{Directory, Slot},
     environment::Environment,
@@ -34,6 +36,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 pub(crate) struct HostSettings {
     pub(crate) passivate_after_ms: u64,
     pub(crate) hot_cubes_max: usize,
+    /// Whether other nodes may take cubes over.
+    pub(crate) confirms_reads: bool,
 }
 
 /// How an incarnation of a cube ended.
@@ -57,53 +61,9 @@ pub(crate) enum HostMessage {
     WhyEnded { key: CubeKey, actor: ActorId, reply: Ask<Ended> },
     Quarantine { key: CubeKey, reply: Ask<Option<String>> },
     Release { key: CubeKey, reply: Ask<Result<()>> },
+    HandOver { key: CubeKey, successor: CubeSuccessor },
     Sweep,
     ShutDown { reply: Ask<()> },
-}
-
-/// The front door of the host.
-#[derive(Clone)]
-pub(crate) struct HostHandle {
-    actor: ActorRef<HostMessage>,
-}
-
-impl HostHandle {
-    pub(crate) async fn hydrate(&self, key: CubeKey) -> Result<Arc<Slot>> {
-        self.ask(|reply| HostMessage::Hydrate { key, reply }).await?
-    }
-
-    pub(crate) async fn why_ended(&self, key: CubeKey, actor: ActorId) -> Result<Ended> {
-        self.ask(|reply| HostMessage::WhyEnded { key, actor, reply }).await
-    }
-
-    pub(crate) async fn quarantine(&self, key: CubeKey) -> Result<Option<String>> {
-        self.ask(|reply| HostMessage::Quarantine { key, reply }).await
-    }
-
-    pub(crate) async fn release(&self, key: CubeKey) -> Result<()> {
-        self.ask(|reply| HostMessage::Release { key, reply }).await?
-    }
-
-    pub(crate) async fn shut_down(&self) {
-        // A host that is gone already has nothing left to shut down.
-        let _ = self.ask(|reply| HostMessage::ShutDown { reply }).await;
-        // Waits until the actor is gone, and with it its hold on the store.
-        let _ = self.actor.stop_and_wait(None, None).await;
-    }
-
-    pub(crate) fn is_alive(&self) -> bool {
-        matches!(
-            self.actor.get_status(),
-            ractor::ActorStatus::Starting | ractor::ActorStatus::Running
-        )
-    }
-
-    async fn ask<T>(&self, message: impl FnOnce(Ask<T>) -> HostMessage) -> Result<T> {
-        let gone = || Error::unavailable("this node is shutting down");
-        let (reply, answer) = oneshot::channel();
-        self.actor.cast(message(reply)).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
-    }
 }
 
 pub(crate) struct CubeHost;
@@ -137,7 +97,7 @@ impl CubeHost {
         let (actor, _) = Self::spawn(None, Self, hosting)
             .await
             .map_err(|error| Error::internal(format!("the cube host did not start: {error}")))?;
-        Ok(HostHandle { actor })
+        Ok(HostHandle::new(actor))
     }
 }
 
@@ -172,6 +132,7 @@ impl Actor for CubeHost {
             HostMessage::Release { key, reply } => {
                 let _ = reply.send(hosting.release(&key));
             }
+            HostMessage::HandOver { key, successor } => hosting.hand_over(&key, successor),
             HostMessage::Sweep => {
                 hosting.sweep();
                 myself.send_after(SWEEP_EVERY, || HostMessage::Sweep);
@@ -220,7 +181,9 @@ impl Hosting {
         reply: Ask<Result<Arc<Slot>>>,
     ) {
         if !self.shutting_down.is_empty() {
-            let _ = reply.send(Err(Error::unavailable("this node is shutting down")));
+            // Nothing was done, so that another node may be asked.
+            let error = Error::new(ErrorKind::Fenced, "this node is shutting down");
+            let _ = reply.send(Err(error));
             return;
         }
         let now_ms = self.now_ms();
@@ -324,6 +287,7 @@ impl Hosting {
             state,
             store: Arc::clone(&self.hydrator.store),
             environment: self.environment.clone(),
+            confirms_reads: self.settings.confirms_reads,
         };
         let (actor, _) = CubeActor::spawn_linked(None, CubeActor, arguments, myself.get_cell())
             .await
@@ -427,6 +391,22 @@ impl Hosting {
             let _ = slot.actor.cast(CubeMessage::Passivate);
             record.phase = Phase::Leaving(slot);
         }
+    }
+
+    fn hand_over(&mut self, key: &CubeKey, successor: CubeSuccessor) {
+        let hot = match self.records.get(key).map(|record| &record.phase) {
+            Some(Phase::Hot(slot)) => Some(Arc::clone(slot)),
+            Some(Phase::Cold | Phase::Hydrating | Phase::Leaving(_)) | None => None,
+        };
+        let Some(slot) = hot else {
+            let error = Error::new(ErrorKind::Fenced, "the cube is not in RAM; ask again");
+            let _ = successor.reply.send(Err(error));
+            return;
+        };
+        self.directory.remove(key);
+        // One that is gone drops the successor, and with it the answer.
+        let _ = slot.actor.cast(CubeMessage::HandOver(successor));
+        self.records.entry(key.clone()).or_default().phase = Phase::Leaving(slot);
     }
 
     fn passivate_all(&mut self) {

@@ -6,7 +6,9 @@
 
 #![warn(missing_docs)]
 
+pub mod cluster;
 pub mod cube;
+pub mod defects;
 pub mod directory;
 pub mod embedder;
 pub mod environment;

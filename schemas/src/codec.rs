@@ -43,6 +43,12 @@ pub trait Stored: Sized {
     const KIND: u8;
     /// Format version written today. Raise it when the layout changes, and keep reading old ones.
     const FORMAT: u8;
+
+    /// Reads the payload of a former format version, and makes today's value of it. `None` when
+    /// there never was such a version.
+    fn decode_former(_format: u8, _payload: &[u8]) -> Option<Result<Self, rancor::Error>> {
+        None
+    }
 }
 
 /// Writes a value into its envelope.
@@ -83,18 +89,23 @@ where
     if header[2] != T::KIND {
         return Err(refuse(format!("kind {} instead of {}", header[2], T::KIND)));
     }
-    if header[3] != T::FORMAT {
-        return Err(refuse(format!(
-            "it has format version {}, this memcube reads version {}; use the one that wrote it",
-            header[3],
-            T::FORMAT
-        )));
-    }
     let checksum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
     if crc32c::crc32c(payload) != checksum {
         return Err(refuse("the checksum does not match, the bytes are damaged".to_owned()));
     }
     let mut aligned: AlignedVec = AlignedVec::with_capacity(payload.len());
     aligned.extend_from_slice(payload);
-    rkyv::from_bytes::<T, rancor::Error>(&aligned).map_err(|error| refuse(error.to_string()))
+    let read = if header[3] == T::FORMAT {
+        Some(rkyv::from_bytes::<T, rancor::Error>(&aligned))
+    } else {
+        T::decode_former(header[3], &aligned)
+    };
+    match read {
+        Some(value) => value.map_err(|error| refuse(error.to_string())),
+        None => Err(refuse(format!(
+            "it has format version {}, this memcube reads version {}; use the one that wrote it",
+            header[3],
+            T::FORMAT
+        ))),
+    }
 }

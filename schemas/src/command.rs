@@ -1,5 +1,7 @@
 //! What a cube is asked to do (commands), what then happened (events), what it answers (replies).
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use crate::{
     conversation::Role,
     ids::{ConversationId, MemoryId, RequestId, Version},
@@ -7,7 +9,7 @@ use crate::{
 };
 
 /// A memory before it has an identifier: what the reader makes of messages.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub struct MemoryDraft {
     /// What sort of memory it is.
     pub kind: MemoryKind,
@@ -36,7 +38,7 @@ pub struct MemoryDraft {
 }
 
 /// A change of one item.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Archive, Serialize, Deserialize)]
 pub struct MemoryChange {
     /// New text with its vector and token count.
     pub text: Option<ChangedText>,
@@ -49,7 +51,7 @@ pub struct MemoryChange {
 }
 
 /// A text together with what is derived from it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub struct ChangedText {
     /// The new text.
     pub text: String,
@@ -60,7 +62,7 @@ pub struct ChangedText {
 }
 
 /// Which items a deletion means.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Selection {
     /// These; an unknown one fails the whole command.
     Ids(Vec<MemoryId>),
@@ -71,7 +73,7 @@ pub enum Selection {
 }
 
 /// A request to change a cube.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum CubeCommand {
     /// Remember these.
     AddMemories {
@@ -99,7 +101,7 @@ pub enum CubeCommand {
 }
 
 /// What became of one draft.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct AddedMemory {
     /// The item that now holds it.
     pub id: MemoryId,
@@ -112,7 +114,7 @@ pub struct AddedMemory {
 }
 
 /// A recorded change of a cube.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum CubeEvent {
     /// A new item.
     MemoryAdded {
@@ -145,7 +147,7 @@ pub enum CubeEvent {
 }
 
 /// The answer to a command, given once it is durable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum CubeReply {
     /// One entry for each draft, in order.
     Added {

@@ -1,10 +1,13 @@
 //! The cube itself: one version over all it holds.
 
-use rkyv::{Archive, Deserialize, Serialize};
+use rkyv::{
+    Archive, Deserialize, Serialize,
+    rancor::{self, Source},
+};
 
 use crate::{
     codec::Stored,
-    ids::{CubeId, Epoch, MemoryId, ModelId, UserId, Version},
+    ids::{CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, UserId, Version},
 };
 
 /// What a cube is, apart from its items. Stored under `keys::manifest`, rewritten by every commit.
@@ -37,16 +40,33 @@ impl Stored for CubeManifest {
 /// Who owns a cube. Stored under `keys::ownership`, written only on claim and hand-off.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Ownership {
-    /// The term; every claim raises it.
+    /// The term; every claim and every hand-over raises it.
     pub epoch: Epoch,
     /// The node that holds it.
-    pub node: String,
+    pub node: NodeId,
+    /// The life of that node in which it does.
+    pub incarnation: Incarnation,
 }
 
 impl Stored for Ownership {
     const NAME: &'static str = "cube ownership";
     const KIND: u8 = 5;
-    const FORMAT: u8 = 1;
+    const FORMAT: u8 = 2;
+
+    fn decode_former(format: u8, payload: &[u8]) -> Option<Result<Self, rancor::Error>> {
+        (format == 1).then(|| {
+            let OwnershipV1 { epoch, node } = rkyv::from_bytes(payload)?;
+            let node = NodeId::new(node).map_err(rancor::Error::new)?;
+            Ok(Self { epoch, node, incarnation: Incarnation::default() })
+        })
+    }
+}
+
+/// How 0.1.0 wrote it: one node, so that nobody asked which life of it.
+#[derive(Archive, Serialize, Deserialize)]
+struct OwnershipV1 {
+    epoch: Epoch,
+    node: String,
 }
 
 /// An API key as it is stored: never the key, only what its hash unlocks. See `keys::api_key`.

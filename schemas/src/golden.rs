@@ -2,7 +2,7 @@
 //! every later one must read: a file here is never changed, only added to when a format version is
 //! raised.
 
-use std::{fmt::Debug, fs, path::PathBuf};
+use std::{fmt::Debug, fs, path::PathBuf, sync::Arc};
 
 use rkyv::{
     Archive, Deserialize, Serialize,
@@ -14,14 +14,21 @@ use rkyv::{
 };
 
 use crate::{
+    call::{ArmScores, CubeAnswer, CubeCall, Hit, RecallRequest, SearchOutcome, SearchRequest},
     codec::{Stored, decode, encode},
     conversation::Role,
     cube::{ApiKeyRecord, CubeManifest, Ownership, RequestRecord},
-    ids::{ConversationId, CubeId, Epoch, MemoryId, ModelId, TenantId, UserId, Version},
+    feed::{FeedChange, FeedRecord, ItemChange},
+    ids::{
+        ConversationId, CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, TenantId, UserId,
+        Version,
+    },
     memory::{
         ChangeReason, MemoryItem, MemoryKind, MemoryRevision, MemoryStatus, MemoryVector,
         SourceTurn,
     },
+    node::{NodeRecord, NodeState},
+    peer::{PeerAnswer, PeerBody, PeerCall, PeerFrame},
 };
 
 /// Set to write the files of a new format version.
@@ -117,7 +124,11 @@ fn what_was_once_written_stays_readable() {
         items: 12,
         embedder: Some(ModelId::new("minilm-l6-v2@53aa5117").expect("valid")),
     });
-    check(&Ownership { epoch: Epoch(3), node: "node-1".to_owned() });
+    check(&Ownership {
+        epoch: Epoch(3),
+        node: NodeId::new("node-1").expect("valid"),
+        incarnation: Incarnation(0x1122_3344_5566_7788),
+    });
     check(&ApiKeyRecord {
         tenant: TenantId::new("acme").expect("valid"),
         name: "first key".to_owned(),
@@ -128,4 +139,59 @@ fn what_was_once_written_stays_readable() {
         added: vec![(MemoryId::from_parts(1, 1), false), (MemoryId::from_parts(2, 2), true)],
         version: Version(10),
     });
+    check(&NodeRecord {
+        node: NodeId::new("node-1").expect("valid"),
+        incarnation: Incarnation(7),
+        beat: 12,
+        state: NodeState::Alive,
+        address: "10.0.0.1:7710".to_owned(),
+    });
+    check(&FeedRecord {
+        cube: CubeId::new("ann").expect("valid"),
+        epoch: Epoch(3),
+        version: Version(9),
+        at_ms: 1_700_000_000_004,
+        change: FeedChange::Items(vec![(MemoryId::from_parts(1, 1), ItemChange::Updated, 2)]),
+    });
+    check(&frame(PeerBody::Call(PeerCall::Cube {
+        tenant: TenantId::new("acme").expect("valid"),
+        principal: "key of Ann".to_owned(),
+        cube: CubeId::new("ann").expect("valid"),
+        call: CubeCall::Search(Box::new(RecallRequest {
+            request: SearchRequest::new("where does Ann run"),
+            vector: Some(vec![0.6, -0.8]),
+        })),
+        insist: false,
+    })));
+}
+
+#[test]
+fn answers_of_other_nodes_come_back_as_they_were_sent() {
+    let hit = Hit { item: Arc::new(item()), relativity: 0.5, scores: ArmScores::default() };
+    let found = SearchOutcome { hits: vec![hit], version: Version(9), tokens: 14, confidence: 0.7 };
+    let sent = frame(PeerBody::Answer(PeerAnswer::Cube(CubeAnswer::Found(found))));
+    assert_eq!(decode::<PeerFrame>(&encode(&sent)), Ok(sent));
+}
+
+#[test]
+fn the_ownership_row_of_0_1_0_is_still_read() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/golden/cube_ownership.v1.bin");
+    let bytes = fs::read(path).expect("the golden file is there");
+    let read = decode::<Ownership>(&bytes).expect("it is readable");
+    let node = NodeId::new("node-1").expect("valid");
+    assert_eq!(read, Ownership { epoch: Epoch(3), node, incarnation: Incarnation(0) });
+    let mut unknown = bytes;
+    unknown[3] = 9;
+    let refused = decode::<Ownership>(&unknown).expect_err("no such version");
+    assert!(refused.reason.contains("version 9"), "{refused}");
+}
+
+fn frame(body: PeerBody) -> PeerFrame {
+    PeerFrame {
+        from: NodeId::new("node-1").expect("valid"),
+        from_incarnation: Incarnation(7),
+        to_incarnation: Incarnation(8),
+        call: 42,
+        body,
+    }
 }

@@ -123,6 +123,10 @@ text_id!(
     ConversationId, "conversation id", TEXT_ID_BYTES_MAX, is_printable
 );
 text_id!(
+    /// One machine of an installation, as its settings name it.
+    NodeId, "node id", TEXT_ID_BYTES_MAX, is_printable
+);
+text_id!(
     /// A model together with its exact weights, such as `minilm-l6-v2@53aa5117`.
     ModelId, "model id", TEXT_ID_BYTES_MAX, is_printable
 );
@@ -242,6 +246,12 @@ counter!(
 counter!(
     /// A term of ownership of a cube: a commit from an older epoch is refused by the store.
     Epoch
+);
+counter!(
+    /// One life of a node, between its start and its end: a number drawn at the start, so that what
+    /// belonged to an earlier life is told apart. Unordered; zero stands for a life that nobody
+    /// recorded.
+    Incarnation
 );
 
 #[cfg(test)]

@@ -8,18 +8,24 @@
 
 use foundationdb_tuple::{Bytes, Element, pack, unpack};
 
-use crate::ids::{CubeId, MemoryId, ModelId, RequestId, TenantId};
+use crate::ids::{CubeId, MemoryId, ModelId, NodeId, RequestId, TenantId};
 
 /// First element of keys that belong to the installation. No [`TenantId`] is empty.
 const INSTALLATION: &str = "";
 
 const API_KEY: u16 = 1;
+const NODE: u16 = 2;
 const MANIFEST: u16 = 10;
 const OWNERSHIP: u16 = 11;
 const ITEM: u16 = 12;
 const HISTORY: u16 = 13;
 const VECTOR: u16 = 14;
 const REQUEST: u16 = 15;
+const FEED: u16 = 16;
+
+/// Shards of a tenant's event feed, so that its newest rows are not one hot spot. Part of the
+/// format: never changed.
+pub const FEED_SHARDS: u16 = 8;
 
 /// A half-open range of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +80,44 @@ pub fn api_key(hash: &[u8; 32]) -> Vec<u8> {
 #[must_use]
 pub fn api_keys() -> KeyRange {
     KeyRange::below(&pack(&(INSTALLATION, API_KEY)))
+}
+
+/// The heartbeat of one node.
+#[must_use]
+pub fn node(id: &NodeId) -> Vec<u8> {
+    pack(&(INSTALLATION, NODE, id.as_str()))
+}
+
+/// The heartbeats of all nodes.
+#[must_use]
+pub fn nodes() -> KeyRange {
+    KeyRange::below(&pack(&(INSTALLATION, NODE)))
+}
+
+/// The shard of its tenant's feed that tells of a cube.
+#[must_use]
+pub fn feed_shard(cube: &CubeId) -> u16 {
+    // FNV-1a: part of the format, like the number of shards.
+    let hash = cube.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    u16::try_from(hash % u64::from(FEED_SHARDS)).expect("invariant: smaller than `FEED_SHARDS`")
+}
+
+/// What stands before the versionstamp in the keys of one shard of a tenant's feed.
+#[must_use]
+pub fn feed_prefix(tenant: &TenantId, shard: u16) -> Vec<u8> {
+    pack(&(tenant.as_str(), FEED, shard))
+}
+
+/// One shard of a tenant's feed, in the order of the commits.
+#[must_use]
+pub fn feed(tenant: &TenantId, shard: u16) -> KeyRange {
+    let mut range = KeyRange::below(&feed_prefix(tenant, shard));
+    // The stamp follows as bare bytes, the first of which may be anything.
+    range.start.pop();
+    range.end.push(0xff);
+    range
 }
 
 /// A cube's manifest.
@@ -223,6 +267,22 @@ mod tests {
             }
             prop_assert_eq!(trailing_memory_id(&written[0]), Some(id));
             prop_assert_eq!(trailing_memory_id(&written[2]), Some(id));
+        }
+
+        #[test]
+        fn a_shard_of_a_feed_holds_its_stamps_and_no_others(
+            shard in 0..FEED_SHARDS, other in 0..FEED_SHARDS, stamp: [u8; 12],
+        ) {
+            prop_assume!(shard != other);
+            let (acme, apex) = (tenant("acme"), tenant("acme2"));
+            let stamped = |tenant, shard| {
+                let mut key = feed_prefix(tenant, shard);
+                key.extend_from_slice(&stamp);
+                key
+            };
+            prop_assert!(feed(&acme, shard).contains(&stamped(&acme, shard)));
+            prop_assert!(!feed(&acme, shard).contains(&stamped(&acme, other)));
+            prop_assert!(!feed(&acme, shard).contains(&stamped(&apex, shard)));
         }
 
         #[test]

@@ -6,18 +6,25 @@
 #![warn(missing_docs)]
 
 pub mod api;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
+pub mod call;
 pub mod codec;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod command;
 pub mod conversation;
 pub mod cube;
+pub mod feed;
 #[cfg(test)]
 mod golden;
 pub mod ids;
 pub mod keys;
 pub mod limits;
 pub mod memory;
+pub mod node;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
+pub mod peer;
 
 pub use ids::{
-    ConversationId, CubeId, Epoch, InvalidId, MemoryId, ModelId, RequestId, TenantId, UserId,
-    Version,
+    ConversationId, CubeId, Epoch, Incarnation, InvalidId, MemoryId, ModelId, NodeId, RequestId,
+    TenantId, UserId, Version,
 };

@@ -80,3 +80,20 @@ pub const CUBE_PANICS_MAX: usize = 3;
 pub const CUBE_PANIC_WINDOW_MS: u64 = 60_000;
 /// Milliseconds that a caller waits for its cube before it is told `Unavailable`.
 pub const CUBE_CALL_MS_MAX: u64 = 30_000;
+
+/// Questions that wait for the cube host before further ones are refused: every caller of a cold
+/// cube asks one.
+pub const HOST_CALLS_MAX: usize = 16_384;
+/// Cubes read ahead of a hand-over that one node keeps; one more forgets the oldest.
+pub const STANDBYS_MAX: usize = 16;
+
+/// Calls to other nodes that wait for an answer before further ones are refused.
+pub const PEER_CALLS_MAX: usize = 4_096;
+/// Calls of other nodes that are executed at a time before further ones are refused.
+pub const PEER_SERVING_MAX: usize = 4_096;
+/// Milliseconds that a node waits for the answer of another.
+pub const PEER_CALL_MS_MAX: u64 = 5_000;
+/// Numbers of calls remembered for each sender: more than it can have under way.
+pub const PEER_WINDOW_CALLS: usize = 8_192;
+/// Routes to cubes on other nodes that are remembered.
+pub const ROUTES_MAX: usize = 65_536;

@@ -1,27 +1,11 @@
-//! Runs one seed of one cube and prints its trace: `memcube-simulations SEED`.
-#![allow(clippy::print_stdout)]
+//! The `memcube-sim` program: reads the command line, runs it, tells what went wrong.
 
-fn main() -> anyhow::Result<()> {
-    let given = std::env::args().nth(1);
-    let seed: u64 = match given.as_deref().map(str::parse) {
-        Some(Ok(seed)) => seed,
-        Some(Err(_)) => {
-            anyhow::bail!("the seed must be a whole number; try `memcube-simulations 7`")
-        }
-        None => 1,
-    };
-    let report = memcube_simulations::run_seed(seed)?;
-    print!("{}", report.trace);
-    println!(
-        "seed {seed}: {} acknowledged, {} crashes, {} simulated ms, {} violations",
-        report.acknowledged,
-        report.crashes,
-        report.simulated_ms,
-        report.violations.len()
-    );
-    for violation in &report.violations {
-        println!("  {violation}");
-    }
-    anyhow::ensure!(report.violations.is_empty(), "seed {seed} failed; run it again to replay");
-    Ok(())
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::run(cli::Cli::parse())
 }

@@ -13,6 +13,7 @@ mod options;
 mod output;
 mod running;
 mod serve;
+mod sim;
 
 use std::process::ExitCode;
 
@@ -67,6 +68,8 @@ enum Command {
     /// Measure recall and speed.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Simulate a cluster under faults: what follows goes to `memcube-sim`.
+    Sim(sim::SimArgs),
 }
 
 /// Runs what the command line asks for, and prints what went wrong.
@@ -95,6 +98,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
         Command::Bench(command) => bench::run(&options, command)?,
+        Command::Sim(args) => return sim::run(&args),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -127,6 +131,9 @@ mod tests {
             "memcube bench recall --data in --out out.jsonl --threads 1",
             "memcube bench recall-speed --items 10 --items 20 --queries 5",
             "memcube bench ingest --data f.jsonl",
+            "memcube sim",
+            "memcube sim --help",
+            "memcube sim run assistant --seed 17 --json --log",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

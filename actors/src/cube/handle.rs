@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use memcube_schemas::{
     CubeId, MemoryId, Version,
+    call::{CubeAnswer, CubeCall, ItemPage, SearchOutcome},
     codec::decode,
     command::{ChangedText, CubeCommand, CubeReply, MemoryChange, MemoryDraft, Selection},
     cube::CubeManifest,
@@ -14,10 +15,9 @@ use memcube_schemas::{
     },
     memory::{MemoryItem, MemoryRevision},
 };
-use tokio::sync::oneshot;
 
 use super::{
-    Change, CubeKey, CubeMessage, ItemPage, Reply, SearchOutcome,
+    CubeKey,
     recall::{RecallRequest, SearchRequest, embedding_text},
     requests::{
         AddOutcome, AddRequest, DeleteRequest, UpdateRequest, check_add, check_info, check_tags,
@@ -29,15 +29,11 @@ use crate::{
     directory::Cubes,
     embedder::Priority,
     error::{Error, ErrorKind, Result},
-    host::Ended,
     metrics as names,
     reader::{ReadOptions, read_messages},
     storage::RangeRead,
     tenant::TenantContext,
 };
-
-/// How often a call is sent again because its cube had left RAM or had lost its ownership.
-const TRIES_MAX: usize = 4;
 
 /// The front door of one cube, for one caller. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -85,7 +81,7 @@ impl CubeHandle {
                 .map(|fact| fact_draft(fact.trim(), &request)),
         );
         // Fails early, before the expensive part, when there is no such cube.
-        self.in_time(self.cubes.slot(&self.key)).await?;
+        self.in_time(self.cubes.find(&self.key)).await?;
         self.embed_drafts(&mut drafts).await?;
         let command = CubeCommand::AddMemories { drafts, request: request.request };
         match self.change("add", command).await? {
@@ -139,7 +135,7 @@ impl CubeHandle {
         if request.top_k == 0 || request.top_k > TOP_K_MAX {
             return Err(Error::invalid(format!("`top_k` must be between 1 and {TOP_K_MAX}")));
         }
-        self.in_time(self.cubes.slot(&self.key)).await?;
+        self.in_time(self.cubes.find(&self.key)).await?;
         let vector = match self.cubes.embedder() {
             Some(embedder) => {
                 let texts = vec![request.query.clone()];
@@ -149,7 +145,11 @@ impl CubeHandle {
             None => None,
         };
         let request = Box::new(RecallRequest { request, vector });
-        self.call("search", |reply| CubeMessage::Search { request: request.clone(), reply }).await
+        let CubeAnswer::Found(outcome) = self.call("search", CubeCall::Search(request)).await?
+        else {
+            return Err(unexpected_reply());
+        };
+        Ok(outcome)
     }
 
     /// Reads one item.
@@ -157,7 +157,10 @@ impl CubeHandle {
     /// # Errors
     /// `NotFound` without such a cube or item.
     pub async fn get(&self, id: MemoryId) -> Result<Arc<MemoryItem>> {
-        self.call("get", |reply| CubeMessage::Get { id, reply }).await
+        let CubeAnswer::Item(item) = self.call("get", CubeCall::Get(id)).await? else {
+            return Err(unexpected_reply());
+        };
+        Ok(item)
     }
 
     /// Reads items in the order in which they were made, after one of them.
@@ -168,7 +171,11 @@ impl CubeHandle {
         if limit == 0 || limit > PAGE_ITEMS_MAX {
             return Err(Error::invalid(format!("`limit` must be between 1 and {PAGE_ITEMS_MAX}")));
         }
-        self.call("list", |reply| CubeMessage::List { after, limit, reply }).await
+        let CubeAnswer::Page(page) = self.call("list", CubeCall::List { after, limit }).await?
+        else {
+            return Err(unexpected_reply());
+        };
+        Ok(page)
     }
 
     /// Reads the former versions of an item, oldest first; also of a deleted one.
@@ -268,7 +275,11 @@ impl CubeHandle {
     /// # Errors
     /// `NotFound` without such a cube.
     pub async fn describe(&self) -> Result<CubeManifest> {
-        self.call("describe", |reply| CubeMessage::Describe { reply }).await
+        let CubeAnswer::Manifest(manifest) = self.call("describe", CubeCall::Describe).await?
+        else {
+            return Err(unexpected_reply());
+        };
+        Ok(manifest)
     }
 
     /// Deletes the cube with everything in it. It cannot be undone.
@@ -276,31 +287,27 @@ impl CubeHandle {
     /// # Errors
     /// `NotFound` without such a cube, `Unavailable` while it is being written.
     pub async fn erase(&self) -> Result<()> {
-        match self.call("erase", |reply| CubeMessage::Erase { reply }).await {
+        match self.call("erase", CubeCall::Erase).await {
+            Ok(_) => Ok(()),
             // A cube that cannot be read, or is in quarantine, can still be deleted.
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 self.cubes.erase_unread(&self.key).await
             }
-            result => result,
+            Err(error) => Err(error),
         }
     }
 
     async fn change(&self, name: &'static str, command: CubeCommand) -> Result<CubeReply> {
-        let by = self.context.principal();
-        self.call(name, |reply| {
-            CubeMessage::Change(Change { command: command.clone(), by: by.to_owned(), reply })
-        })
-        .await
+        let CubeAnswer::Changed(reply) = self.call(name, CubeCall::Change(command)).await? else {
+            return Err(unexpected_reply());
+        };
+        Ok(reply)
     }
 
-    async fn call<T: Send>(
-        &self,
-        name: &'static str,
-        message: impl Fn(Reply<T>) -> CubeMessage,
-    ) -> Result<T> {
+    async fn call(&self, name: &'static str, call: CubeCall) -> Result<CubeAnswer> {
         let environment = self.cubes.environment();
         let start = environment.monotonic_us();
-        let result = self.in_time(self.call_cube(message)).await;
+        let result = self.in_time(self.cubes.ask(&self.context, &self.key, call)).await;
         let took = environment.monotonic_us().saturating_sub(start);
         metrics::histogram!(names::CUBE_CALL_SECONDS, "command" => name).record(seconds(took));
         let outcome = if result.is_ok() { "ok" } else { "error" };
@@ -320,51 +327,6 @@ impl CubeHandle {
             ))
             .retry_after_ms(1_000))
         })
-    }
-
-    /// Sends until a live incarnation of the cube answers. Only calls that had no effect are sent
-    /// again.
-    async fn call_cube<T: Send>(&self, message: impl Fn(Reply<T>) -> CubeMessage) -> Result<T> {
-        for _ in 0..TRIES_MAX {
-            let slot = self.cubes.slot(&self.key).await?;
-            let (sender, receiver) = oneshot::channel();
-            let place = slot.take_place()?;
-            if slot.actor.cast(message(Reply::new(sender, place))).is_err() {
-                self.cubes.why_ended(&self.key, slot.actor.get_id()).await?;
-                continue;
-            }
-            match receiver.await {
-                Ok(Err(error)) if error.kind() == ErrorKind::Fenced => {
-                    self.cubes.why_ended(&self.key, slot.actor.get_id()).await?;
-                }
-                Ok(result) => return result,
-                Err(_) => match self.cubes.why_ended(&self.key, slot.actor.get_id()).await? {
-                    Ended::Passivated => {}
-                    Ended::Erased => return Err(self.gone()),
-                    Ended::Fenced => {
-                        return Err(Error::unavailable(
-                            "the cube changed its owner; read it before retrying",
-                        ));
-                    }
-                    Ended::Failed { reason } => return Err(self.failed(&reason)),
-                },
-            }
-        }
-        Err(Error::unavailable(format!("the cube `{}` keeps moving; retry", self.key.cube))
-            .retry_after_ms(500))
-    }
-
-    fn gone(&self) -> Error {
-        Error::not_found(format!("the cube `{}` was deleted", self.key.cube))
-    }
-
-    fn failed(&self, reason: &str) -> Error {
-        Error::unavailable(format!(
-            "the cube `{}` failed and was restarted ({reason}); if this was a change, its outcome \
-             is unknown: read before retrying",
-            self.key.cube
-        ))
-        .retry_after_ms(200)
     }
 }
 

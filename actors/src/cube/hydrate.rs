@@ -1,14 +1,19 @@
 //! Brings a cube from the store into RAM: claim, read, and re-embed what another model embedded.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+};
 
 use memcube_schemas::{
-    Epoch, MemoryId, ModelId,
+    Epoch, MemoryId, ModelId, Version,
     codec::{decode, encode},
     cube::{CubeManifest, Ownership, RequestRecord},
     keys,
+    limits::STANDBYS_MAX,
     memory::{MemoryItem, MemoryVector},
 };
+use tokio::sync::watch;
 
 use super::{
     journal,
@@ -16,6 +21,8 @@ use super::{
     state::{Claim, CubeKey, CubeState},
 };
 use crate::{
+    cluster::View,
+    defects::Defect,
     embedder::{EmbedderHandle, Priority},
     environment::Environment,
     error::{Error, ErrorKind, Result},
@@ -27,26 +34,96 @@ const PAGE_ENTRIES: usize = 4_096;
 /// Vectors written in one commit while a cube is re-embedded.
 const REEMBED_COMMIT_ITEMS: usize = 256;
 
+/// When a node may claim a cube.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claiming {
+    /// Unless a node that is alive owns it.
+    IfFree,
+    /// In any case.
+    ByForce,
+}
+
 /// What hydrating needs.
 #[derive(Clone)]
 pub(crate) struct Hydrator {
     pub(crate) store: SharedStore,
     pub(crate) environment: Environment,
-    pub(crate) embedder: Option<EmbedderHandle>,
-    pub(crate) node: String,
+    embedder: Option<EmbedderHandle>,
+    views: watch::Receiver<View>,
+    /// Cubes that were read ahead of a hand-over, oldest first.
+    standbys: Arc<Mutex<VecDeque<CubeState>>>,
 }
 
 impl Hydrator {
+    pub(crate) fn new(
+        store: SharedStore,
+        environment: Environment,
+        embedder: Option<EmbedderHandle>,
+        views: watch::Receiver<View>,
+    ) -> Self {
+        Self { store, environment, embedder, views, standbys: Arc::default() }
+    }
+
     /// Claims a cube and reads everything it holds.
     ///
     /// # Errors
-    /// `NotFound` when there is no such cube, `Corrupt` when a row cannot be read, `Unavailable`
-    /// when the store does not answer.
+    /// `NotFound` when there is no such cube, `Fenced` when another living node owns it, `Corrupt`
+    /// when a row cannot be read, `Unavailable` when the store does not answer.
     pub(crate) async fn hydrate(&self, key: CubeKey) -> Result<CubeState> {
-        let manifest = self.read_manifest(&key).await?;
-        let claim = self.claim(&key).await?;
+        // Before the claim, so that a cube that does not exist leaves no row behind.
+        self.read_manifest(&key).await?;
+        let claim = self.claim(&key, Claiming::IfFree).await?;
         // The former owner may have written between the first read and the claim, but not since.
-        let manifest = self.read_manifest(&key).await.unwrap_or(manifest);
+        let manifest = self.read_manifest(&key).await?;
+        if let Some(mut standby) = self.take_standby(&key, &manifest) {
+            self.environment.reach("hydrate.standby-used", key.cube.as_str());
+            standby.claim = claim;
+            return Ok(standby);
+        }
+        self.read_state(key, claim, manifest).await
+    }
+
+    /// Reads a cube that another node owns, so that a hand-over to this node is short. What is read
+    /// counts only if the cube has not changed by then.
+    ///
+    /// # Errors
+    /// As `hydrate`.
+    pub(crate) async fn prepare(&self, key: CubeKey) -> Result<()> {
+        let manifest = self.read_manifest(&key).await?;
+        let model = self.embedder.as_ref().map(EmbedderHandle::model);
+        if manifest.embedder.as_ref() != model {
+            // It will be embedded anew, and that is for its owner to do.
+            return Ok(());
+        }
+        // A claim that no commit ever checks.
+        let claim = Claim { epoch: Epoch::default(), row: Version::default() };
+        let state = self.read_state(key, claim, manifest).await?;
+        let mut standbys = self.standbys();
+        standbys.retain(|standby| standby.key != state.key);
+        standbys.push_back(state);
+        if standbys.len() > STANDBYS_MAX {
+            standbys.pop_front();
+        }
+        Ok(())
+    }
+
+    fn standbys(&self) -> MutexGuard<'_, VecDeque<CubeState>> {
+        self.standbys.lock().expect("invariant: nothing panics while it holds the standbys")
+    }
+
+    /// The cube as it was read ahead, if that is still what the store holds.
+    fn take_standby(&self, key: &CubeKey, manifest: &CubeManifest) -> Option<CubeState> {
+        let mut standbys = self.standbys();
+        let place = standbys.iter().position(|standby| standby.key == *key)?;
+        standbys.remove(place).filter(|standby| standby.manifest == *manifest)
+    }
+
+    async fn read_state(
+        &self,
+        key: CubeKey,
+        claim: Claim,
+        manifest: CubeManifest,
+    ) -> Result<CubeState> {
         let model = self.embedder.as_ref().map(|embedder| embedder.model().clone());
         let mut vectors = match &manifest.embedder {
             Some(embedder) if Some(embedder) == model.as_ref() => {
@@ -67,15 +144,18 @@ impl Hydrator {
         Ok(state)
     }
 
-    /// Clears a cube's rows without reading them.
+    /// Clears a cube's rows without reading its items.
     ///
     /// # Errors
     /// `Unavailable` when the store does not answer, `Conflict` when another owner claims it
     /// meanwhile.
     pub(crate) async fn erase(&self, key: &CubeKey) -> Result<()> {
-        let claim = self.claim(key).await?;
+        let claim = self.claim(key, Claiming::ByForce).await?;
+        // Of a cube that cannot be read, nobody knows the version.
+        let version = self.read_manifest(key).await.map_or(Version(0), |manifest| manifest.version);
         let checks = vec![journal::ownership_check(key, &claim)];
-        journal::commit(&self.store, &self.environment, checks, journal::erase(key)).await?;
+        let mutations = journal::erase(key, &claim, version, self.environment.unix_ms());
+        journal::commit(&self.store, &self.environment, checks, mutations).await?;
         Ok(())
     }
 
@@ -89,7 +169,7 @@ impl Hydrator {
     }
 
     /// Raises the epoch: from here on the store refuses every earlier owner.
-    async fn claim(&self, key: &CubeKey) -> Result<Claim> {
+    async fn claim(&self, key: &CubeKey, claiming: Claiming) -> Result<Claim> {
         const TRIES: usize = 5;
         let row = keys::ownership(&key.tenant, &key.cube);
         for _ in 0..TRIES {
@@ -97,19 +177,37 @@ impl Hydrator {
             let (check, epoch) = match first_entry(&output) {
                 Some(entry) => {
                     let former: Ownership = decode(&entry.value)?;
+                    if claiming == Claiming::IfFree {
+                        self.refuse_if_owned(&former)?;
+                    }
+                    if self.environment.plants(Defect::DoubleHydrate) {
+                        return Ok(Claim { epoch: former.epoch, row: entry.version });
+                    }
                     (Check::At { key: row.clone(), version: entry.version }, former.epoch.next())
                 }
                 None => (Check::Absent { key: row.clone() }, Epoch(1)),
             };
-            let value = encode(&Ownership { epoch, node: self.node.clone() });
+            let (node, incarnation) = {
+                let view = self.views.borrow();
+                (view.me.clone(), view.incarnation)
+            };
+            let value = encode(&Ownership { epoch, node, incarnation });
             let set = Mutation::Set { key: row.clone(), value };
             match journal::commit(&self.store, &self.environment, vec![check], vec![set]).await {
                 Ok(row) => return Ok(Claim { epoch, row }),
-                Err(StoreError::Conflict { .. }) => {}
+                Err(StoreError::Conflict { .. }) => self.environment.reach("claim.contended", ""),
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Error::unavailable(format!("another node keeps claiming the cube `{}`", key.cube)))
+    }
+
+    fn refuse_if_owned(&self, owner: &Ownership) -> Result<()> {
+        if self.views.borrow().others.contains_key(&owner.node) {
+            let message = format!("the node `{}` owns the cube; ask there", owner.node);
+            return Err(Error::new(ErrorKind::Fenced, message));
+        }
+        Ok(())
     }
 
     async fn read_all(&self, range: keys::KeyRange) -> Result<Vec<Entry>> {

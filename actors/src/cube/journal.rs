@@ -2,16 +2,18 @@
 //! under the condition that this actor still owns the cube.
 
 use memcube_schemas::{
-    ModelId, RequestId, Version,
+    Epoch, Incarnation, MemoryId, ModelId, NodeId, RequestId, Version,
     codec::encode,
     command::CubeEvent,
-    cube::{CubeManifest, RequestRecord},
+    cube::{CubeManifest, Ownership, RequestRecord},
+    feed::{FeedChange, FeedRecord, ItemChange},
     keys::{self, KeyRange},
     memory::{ChangeReason, MemoryItem, MemoryRevision, MemoryVector},
 };
 
 use super::state::{Claim, CubeKey, CubeState};
 use crate::{
+    defects::Defect,
     environment::Environment,
     storage::{Check, Commit, Mutation, SharedStore, StoreError},
 };
@@ -70,7 +72,48 @@ pub(crate) fn mutations(
             .push(Mutation::Set { key: keys::request(tenant, cube, id), value: encode(record) });
     }
     mutations.push(set_manifest(&state.key, manifest));
+    let changes = recorded.iter().map(|change| item_change(change.event)).collect();
+    mutations.push(feed(
+        &state.key,
+        &FeedRecord {
+            cube: cube.clone(),
+            epoch: state.claim.epoch,
+            version: manifest.version,
+            at_ms: manifest.updated_at_ms,
+            change: FeedChange::Items(changes),
+        },
+    ));
     mutations
+}
+
+/// What making a cube writes.
+pub(crate) fn made(key: &CubeKey, manifest: &CubeManifest) -> Vec<Mutation> {
+    let record = FeedRecord {
+        cube: key.cube.clone(),
+        epoch: Epoch::default(),
+        version: manifest.version,
+        at_ms: manifest.created_at_ms,
+        change: FeedChange::CubeMade,
+    };
+    vec![set_manifest(key, manifest), feed(key, &record)]
+}
+
+/// Tells of a commit in the feed of its tenant.
+fn feed(key: &CubeKey, record: &FeedRecord) -> Mutation {
+    let prefix = keys::feed_prefix(&key.tenant, keys::feed_shard(&key.cube));
+    Mutation::SetVersionstamped { prefix, value: encode(record) }
+}
+
+fn item_change(event: &CubeEvent) -> (MemoryId, ItemChange, u32) {
+    match event {
+        CubeEvent::MemoryAdded { item, .. } => (item.id, ItemChange::Added, item.revision),
+        CubeEvent::MemoryRepeated { item } => (item.id, ItemChange::Repeated, item.revision),
+        CubeEvent::MemoryUpdated { item, .. } => (item.id, ItemChange::Updated, item.revision),
+        CubeEvent::MemoryDeleted { former, purge } => {
+            let change = if *purge { ItemChange::Purged } else { ItemChange::Deleted };
+            (former.id, change, former.revision)
+        }
+    }
 }
 
 pub(crate) fn set_manifest(key: &CubeKey, manifest: &CubeManifest) -> Mutation {
@@ -159,9 +202,35 @@ fn keep_former(
 }
 
 /// What deleting a whole cube clears.
-pub(crate) fn erase(key: &CubeKey) -> Vec<Mutation> {
+pub(crate) fn erase(key: &CubeKey, claim: &Claim, version: Version, now_ms: i64) -> Vec<Mutation> {
     let ranges: Vec<KeyRange> = keys::everything_of_cube(&key.tenant, &key.cube);
-    ranges.into_iter().map(|range| Mutation::ClearRange { range }).collect()
+    let record = FeedRecord {
+        cube: key.cube.clone(),
+        epoch: claim.epoch,
+        version,
+        at_ms: now_ms,
+        change: FeedChange::CubeErased,
+    };
+    let clear = ranges.into_iter().map(|range| Mutation::ClearRange { range });
+    clear.chain([feed(key, &record)]).collect()
+}
+
+/// Names the next owner of a cube.
+pub(crate) fn pass_ownership(
+    key: &CubeKey,
+    claim: &Claim,
+    node: NodeId,
+    incarnation: Incarnation,
+) -> Mutation {
+    let next = Ownership { epoch: claim.epoch.next(), node, incarnation };
+    Mutation::Set { key: keys::ownership(&key.tenant, &key.cube), value: encode(&next) }
+}
+
+/// Whether a key is that of a vector of this cube.
+pub(crate) fn is_vector(state: &CubeState, key: &[u8]) -> bool {
+    let models = state.manifest.embedder.as_ref().or(state.model.as_ref());
+    let CubeKey { tenant, cube } = &state.key;
+    models.is_some_and(|model| keys::vectors(tenant, cube, model).contains(key))
 }
 
 /// The condition under which this owner may write.
@@ -177,13 +246,18 @@ pub(crate) async fn commit(
     checks: Vec<Check>,
     mutations: Vec<Mutation>,
 ) -> Result<Version, StoreError> {
-    let commit = Commit { token: environment.commit_token(), checks, mutations };
+    let mut commit = Commit { token: environment.commit_token(), checks, mutations };
     let token = commit.token;
     let mut outcome = store.commit(commit.clone()).await;
     for _ in 0..OUTCOME_LOOKUPS_MAX {
         match outcome {
-            Err(StoreError::Unknown) => {}
+            Err(StoreError::Unknown) => environment.reach("store.outcome-unknown", ""),
             Ok(_) | Err(_) => return outcome,
+        }
+        if environment.plants(Defect::RetryWithoutToken) {
+            commit.token = environment.commit_token();
+            outcome = store.commit(commit.clone()).await;
+            continue;
         }
         outcome = match store.outcome(token).await {
             Ok(Some(version)) => Ok(version),

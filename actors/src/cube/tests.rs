@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::{BoxFuture, join_all};
 use memcube_schemas::{
-    CubeId, MemoryId, RequestId, TenantId, Version,
+    CubeId, Incarnation, MemoryId, NodeId, RequestId, TenantId, Version,
     codec::{decode, encode},
     command::Selection,
     conversation::{Message, Role},
@@ -24,7 +24,9 @@ use crate::{
     Cubes, NodeParts, TenantContext,
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::Faults,
-    storage::{Commit, CommitToken, InMemoryStore, Mutation, RangeRead, ReadOutput, StateStore},
+    storage::{
+        Commit, CommitToken, InMemoryStore, Mutation, RangeRead, ReadOutput, StateStore, StoreError,
+    },
 };
 
 const DIMENSIONS: usize = 32;
@@ -47,9 +49,10 @@ impl World {
             store: Arc::clone(&store),
             environment: environment.clone(),
             embedder: Some(embedder),
-            node: "test".to_owned(),
+            node: NodeId::new("test").expect("valid"),
             passivate_after_ms: 60_000,
             hot_cubes_max,
+            cluster: None,
         })
         .await
         .expect("started");
@@ -248,7 +251,9 @@ async fn a_replaced_owner_is_refused_by_the_store_and_asks_again() {
     let tenant = context();
     let key = keys::ownership(tenant.tenant(), cube.id());
     let former = read_ownership(&world, "ann").await;
-    let value = encode(&Ownership { epoch: former.epoch.next(), node: "other".to_owned() });
+    let node = NodeId::new("other").expect("valid");
+    let next = Ownership { epoch: former.epoch.next(), node, incarnation: Incarnation(1) };
+    let value = encode(&next);
     let steal = Commit {
         token: CommitToken(1),
         checks: Vec::new(),
@@ -330,14 +335,11 @@ struct Forgetful {
 }
 
 impl StateStore for Forgetful {
-    fn read(
-        &self,
-        ranges: Vec<RangeRead>,
-    ) -> BoxFuture<'_, std::result::Result<ReadOutput, StoreError>> {
+    fn read(&self, ranges: Vec<RangeRead>) -> BoxFuture<'_, Result<ReadOutput, StoreError>> {
         self.inner.read(ranges)
     }
 
-    fn commit(&self, commit: Commit) -> BoxFuture<'_, std::result::Result<Version, StoreError>> {
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Version, StoreError>> {
         Box::pin(async move {
             match self.commits.fetch_add(1, Ordering::Relaxed) % 5 {
                 1 => Err(StoreError::Unknown),
@@ -347,10 +349,7 @@ impl StateStore for Forgetful {
         })
     }
 
-    fn outcome(
-        &self,
-        token: CommitToken,
-    ) -> BoxFuture<'_, std::result::Result<Option<Version>, StoreError>> {
+    fn outcome(&self, token: CommitToken) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
         self.inner.outcome(token)
     }
 }

@@ -39,6 +39,29 @@ impl InMemoryStore {
         Self::default()
     }
 
+    /// The last commit's version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.state().version
+    }
+
+    /// Every row, in the order of the keys.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        let all = |(key, (version, value)): (&Vec<u8>, &(Version, Vec<u8>))| Entry {
+            key: key.clone(),
+            value: value.clone(),
+            version: *version,
+        };
+        self.state().entries.iter().map(all).collect()
+    }
+
+    /// Leaves out so many versions, as a recovery of FoundationDB does.
+    pub fn skip_versions(&self, count: u64) {
+        let mut state = self.state();
+        state.version = Version(state.version.0 + count);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("invariant: nothing panics while it holds the state")
     }

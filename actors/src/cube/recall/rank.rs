@@ -121,7 +121,7 @@ impl RecallIndex {
             let best = best_slots(&fused, &self.slots.ids, depth);
             for slot in best.iter().skip(looked_at).map(|slot| *slot as usize) {
                 let Some(item) = items.get(&self.slots.ids[slot]) else { continue };
-                if !request.filter.lets_through(item) {
+                if !super::lets_through(&request.filter, item) {
                     continue;
                 }
                 let hit = self.hit(&arms, slot, item, vector.as_deref());

@@ -1,0 +1,52 @@
+//! Planted bugs: mistakes that one could make in this code, each behind a switch, so that the
+//! simulations can show that they find them. Without the feature `defects` none of them can be
+//! switched on, and the compiler removes them.
+
+/// A mistake that can be switched on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "defects", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defects", serde(rename_all = "kebab-case"))]
+pub enum Defect {
+    /// The cube answers before its commit is durable.
+    AckBeforeCommit,
+    /// A commit does not check that its owner still owns the cube.
+    NoFenceCheck,
+    /// A commit with an unknown outcome is sent again under a fresh token, without a look.
+    RetryWithoutToken,
+    /// The cube changes its index before the commit, and keeps the change when the commit fails.
+    IndexBeforeCommit,
+    /// Some commits leave no record in the event feed.
+    LostEvent,
+    /// Reads are answered from RAM without asking whether the cube has moved.
+    StaleReadAfterMove,
+    /// A cube is hydrated without a claim of its own, so that it lives twice.
+    DoubleHydrate,
+    /// Deleting an item leaves its vector behind.
+    ForgottenVector,
+    /// A frame that arrives twice is executed twice.
+    DuplicateFrame,
+    /// A call from another node runs for the tenant of the call before it.
+    TenantMixUp,
+    /// After a failed commit, the changes that wait are not started again.
+    LostWake,
+    /// A call whose commit failed keeps its place in the queue.
+    LeakedPlace,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::AckBeforeCommit,
+        Self::NoFenceCheck,
+        Self::RetryWithoutToken,
+        Self::IndexBeforeCommit,
+        Self::LostEvent,
+        Self::StaleReadAfterMove,
+        Self::DoubleHydrate,
+        Self::ForgottenVector,
+        Self::DuplicateFrame,
+        Self::TenantMixUp,
+        Self::LostWake,
+        Self::LeakedPlace,
+    ];
+}

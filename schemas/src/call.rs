@@ -1,0 +1,173 @@
+//! What callers ask of a cube and what it answers, on this node or across nodes.
+
+use std::sync::Arc;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{
+    command::{CubeCommand, CubeReply},
+    cube::CubeManifest,
+    ids::{ConversationId, MemoryId, Version},
+    limits::TOP_K_DEFAULT,
+    memory::{MemoryItem, MemoryKind},
+};
+
+/// What a caller asks of recall.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct SearchRequest {
+    /// The question.
+    pub query: String,
+    /// Hits at the most.
+    pub top_k: usize,
+    /// Word pieces that all hits together may have.
+    pub token_budget: Option<u32>,
+    /// Which items count.
+    pub filter: SearchFilter,
+    /// Hits below this relativity (0 to 1) are left out.
+    pub relativity_min: f32,
+}
+
+impl SearchRequest {
+    /// Asks with the usual number of hits and no conditions.
+    pub fn new(query: impl Into<String>) -> Self {
+        Self {
+            query: query.into(),
+            top_k: TOP_K_DEFAULT,
+            token_budget: None,
+            filter: SearchFilter::default(),
+            relativity_min: 0.0,
+        }
+    }
+}
+
+/// Conditions on items; an empty one lets everything through.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
+pub struct SearchFilter {
+    /// The item has every one of these labels.
+    pub tags: Vec<String>,
+    /// The item is from this conversation.
+    pub conversation: Option<ConversationId>,
+    /// The item is of one of these kinds; empty means any.
+    pub kinds: Vec<MemoryKind>,
+    /// The item was said at this time or later: Unix milliseconds.
+    pub said_from_ms: Option<i64>,
+    /// The item was said before this time: Unix milliseconds.
+    pub said_before_ms: Option<i64>,
+}
+
+/// A question with its vector.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct RecallRequest {
+    /// What is asked.
+    pub request: SearchRequest,
+    /// The unit vector of the query; `None` leaves the dense arm out.
+    pub vector: Option<Vec<f32>>,
+}
+
+/// One item that was found, and why.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Hit {
+    /// The item.
+    pub item: Arc<MemoryItem>,
+    /// How well it fits, from 0 to 1; real hits usually lie above 0.45.
+    pub relativity: f32,
+    /// What each arm says.
+    pub scores: ArmScores,
+}
+
+/// What each arm says about a hit.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Archive, Serialize, Deserialize)]
+pub struct ArmScores {
+    /// Cosine of the query's and the item's vectors.
+    pub dense: f32,
+    /// z-score of the dense arm over the cube, neighbours included.
+    pub dense_z: f32,
+    /// BM25 over the item and its neighbours.
+    pub lexical: f32,
+    /// z-score of the lexical arm over the cube.
+    pub lexical_z: f32,
+    /// Added because the item is by the speaker that the query names.
+    pub speaker: f32,
+    /// Added because the item was said at the time that the query names.
+    pub date: f32,
+    /// Added for the item's form: who spoke, statement or question, length.
+    pub form: f32,
+    /// Everything together; hits are ordered by it.
+    pub fused: f32,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct ItemPage {
+    /// In the order in which they were made.
+    pub items: Vec<Arc<MemoryItem>>,
+    /// Whether there are further ones.
+    pub more: bool,
+    /// The version of the cube that was read.
+    pub version: Version,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct SearchOutcome {
+    /// Best first.
+    pub hits: Vec<Hit>,
+    /// The version of the cube that was searched.
+    pub version: Version,
+    /// Word pieces of all hits together.
+    pub tokens: u32,
+    /// How sure recall is that the cube knows an answer, from 0 to 1.
+    pub confidence: f32,
+}
+
+/// What is asked of a cube.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub enum CubeCall {
+    /// Change something.
+    Change(CubeCommand),
+    /// Read one item.
+    Get(MemoryId),
+    /// Read items in the order in which they were made.
+    List {
+        /// From just after this one.
+        after: Option<MemoryId>,
+        /// Items at the most.
+        limit: usize,
+    },
+    /// Find what the cube knows about a question.
+    Search(Box<RecallRequest>),
+    /// Read the manifest.
+    Describe,
+    /// Delete the cube with everything in it.
+    Erase,
+}
+
+impl CubeCall {
+    /// Whether a second execution after a first one, whose answer was lost, does no harm.
+    #[must_use]
+    pub const fn may_be_repeated(&self) -> bool {
+        match self {
+            Self::Change(CubeCommand::AddMemories { request, .. }) => request.is_some(),
+            Self::Change(CubeCommand::UpdateMemory { .. } | CubeCommand::DeleteMemories { .. })
+            | Self::Erase => false,
+            Self::Get(_) | Self::List { .. } | Self::Search(_) | Self::Describe => true,
+        }
+    }
+}
+
+/// The answer to a [`CubeCall`], of the kind that the call asks for.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub enum CubeAnswer {
+    /// To a change: it is durable and findable.
+    Changed(CubeReply),
+    /// To `Get`.
+    Item(Arc<MemoryItem>),
+    /// To `List`.
+    Page(ItemPage),
+    /// To `Search`.
+    Found(SearchOutcome),
+    /// To `Describe`.
+    Manifest(CubeManifest),
+    /// To `Erase`.
+    Erased,
+}

@@ -1,0 +1,59 @@
+//! The event feed: what every commit of every cube did, in the order of the commits, for whoever
+//! derives something from it. It holds identifiers, never a text.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{
+    codec::Stored,
+    ids::{CubeId, Epoch, MemoryId, Version},
+};
+
+/// What became of one item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum ItemChange {
+    /// It is new.
+    Added,
+    /// It was said again.
+    Repeated,
+    /// Its text, status, labels or data changed.
+    Updated,
+    /// It was forgotten, its history kept.
+    Deleted,
+    /// It was forgotten together with its history.
+    Purged,
+}
+
+/// What a commit did to its cube.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum FeedChange {
+    /// The cube was made.
+    CubeMade,
+    /// Items changed, each with its revision after it; the list may be empty.
+    Items(Vec<(MemoryId, ItemChange, u32)>),
+    /// The cube was deleted with everything in it.
+    CubeErased,
+}
+
+/// One commit of one cube. Stored under `keys::feed_prefix` and a versionstamp.
+///
+/// Invariant: in the order of the stamps, the versions of one cube are 0 (made), 1, 2, … until it is
+/// erased.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct FeedRecord {
+    /// Which cube.
+    pub cube: CubeId,
+    /// The term of the owner that committed; zero where a cube was made.
+    pub epoch: Epoch,
+    /// The cube's version after the commit; of an erased cube the version before it.
+    pub version: Version,
+    /// When: Unix milliseconds, on the owner's clock.
+    pub at_ms: i64,
+    /// What.
+    pub change: FeedChange,
+}
+
+impl Stored for FeedRecord {
+    const NAME: &'static str = "feed record";
+    const KIND: u8 = 9;
+    const FORMAT: u8 = 1;
+}

@@ -1,0 +1,273 @@
+//! Everything random about a run, decided before it starts: who asks what, and what goes wrong.
+//!
+//! A plan is plain data. It can be saved, read by people, cut down by the shrinker, and run again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use memcube_actors::defects::Defect;
+use serde::{Deserialize, Serialize};
+
+/// What a run needs to be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Plan {
+    /// The workload: its name in the catalogue, or the user's own.
+    pub scenario: String,
+    /// Where all draws during the run come from.
+    pub seed: u64,
+    /// Nodes of the cluster: 3 to 7 in the catalogue.
+    pub nodes: u32,
+    /// Simulated seconds of work before the heal.
+    pub seconds: u32,
+    /// Planted bugs that are switched on.
+    #[serde(default)]
+    pub defects: BTreeSet<Defect>,
+    /// Faults that strike at random, and how often: times in a thousand chances.
+    #[serde(default)]
+    pub faults: BTreeMap<FaultClass, u32>,
+    /// Faults that strike at a time.
+    #[serde(default)]
+    pub events: Vec<TimedFault>,
+    /// What each caller does.
+    #[serde(default)]
+    pub scripts: Vec<Script>,
+}
+
+/// A fault that may strike whenever there is a chance: at a message, a commit, a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultClass {
+    /// A message takes long.
+    NetworkDelay,
+    /// A message is lost.
+    NetworkDrop,
+    /// A message arrives twice.
+    NetworkDuplicate,
+    /// A message is overtaken by later ones.
+    NetworkReorder,
+    /// A read or a commit takes long.
+    StoreSlow,
+    /// A commit is refused although its checks hold.
+    StoreConflict,
+    /// A commit takes effect, and its answer is lost.
+    StoreUnknownApplied,
+    /// A commit takes no effect, and its answer is lost.
+    StoreUnknownLost,
+    /// A commit takes effect long after its answer was lost.
+    StoreZombie,
+    /// A read or a commit is refused: the store is not reachable.
+    StoreUnavailable,
+    /// A commit is refused: the store's queue is full.
+    StoreOverloaded,
+    /// A forward pass takes long.
+    DeviceSlow,
+    /// A forward pass fails: the device is out of memory.
+    DeviceOutOfMemory,
+    /// An object is read or written slowly.
+    BlobSlow,
+    /// An object cannot be read or written.
+    BlobFail,
+    /// Half of an object was written before the writer died.
+    BlobTorn,
+    /// An object that was written is not found for a while.
+    BlobNotYet,
+    /// A cube panics while it decides.
+    CubePanic,
+    /// A cube panics while it is hydrated.
+    HydratePanic,
+    /// Tasks that are ready run in another order.
+    Jitter,
+}
+
+impl FaultClass {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::NetworkDelay,
+        Self::NetworkDrop,
+        Self::NetworkDuplicate,
+        Self::NetworkReorder,
+        Self::StoreSlow,
+        Self::StoreConflict,
+        Self::StoreUnknownApplied,
+        Self::StoreUnknownLost,
+        Self::StoreZombie,
+        Self::StoreUnavailable,
+        Self::StoreOverloaded,
+        Self::DeviceSlow,
+        Self::DeviceOutOfMemory,
+        Self::BlobSlow,
+        Self::BlobFail,
+        Self::BlobTorn,
+        Self::BlobNotYet,
+        Self::CubePanic,
+        Self::HydratePanic,
+        Self::Jitter,
+    ];
+
+    /// The name in plans and reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NetworkDelay => "network-delay",
+            Self::NetworkDrop => "network-drop",
+            Self::NetworkDuplicate => "network-duplicate",
+            Self::NetworkReorder => "network-reorder",
+            Self::StoreSlow => "store-slow",
+            Self::StoreConflict => "store-conflict",
+            Self::StoreUnknownApplied => "store-unknown-applied",
+            Self::StoreUnknownLost => "store-unknown-lost",
+            Self::StoreZombie => "store-zombie",
+            Self::StoreUnavailable => "store-unavailable",
+            Self::StoreOverloaded => "store-overloaded",
+            Self::DeviceSlow => "device-slow",
+            Self::DeviceOutOfMemory => "device-out-of-memory",
+            Self::BlobSlow => "blob-slow",
+            Self::BlobFail => "blob-fail",
+            Self::BlobTorn => "blob-torn",
+            Self::BlobNotYet => "blob-not-yet",
+            Self::CubePanic => "cube-panic",
+            Self::HydratePanic => "hydrate-panic",
+            Self::Jitter => "jitter",
+        }
+    }
+}
+
+/// A fault with a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TimedFault {
+    /// When it strikes: simulated milliseconds.
+    pub at_ms: u64,
+    /// How long it lasts, where that means anything.
+    pub for_ms: u64,
+    /// What.
+    pub fault: Fault,
+}
+
+/// A fault that somebody could point at. Nodes are counted from zero.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The power goes, and comes back after the time. What was not durable is gone.
+    Crash {
+        /// Which node.
+        node: u32,
+    },
+    /// The process stands still, and goes on as if nothing had been.
+    Pause {
+        /// Which node.
+        node: u32,
+    },
+    /// No message passes from one node to another.
+    CutLink {
+        /// From.
+        from: u32,
+        /// To.
+        to: u32,
+        /// Also no message back.
+        both_ways: bool,
+    },
+    /// The node reaches no other node and no caller, but still the store.
+    Isolate {
+        /// Which node.
+        node: u32,
+    },
+    /// The node does not reach the store, but others and callers still reach it.
+    CutStore {
+        /// Which node.
+        node: u32,
+    },
+    /// The store fails and recovers: what it had not acknowledged may be gone, and its version
+    /// jumps.
+    StoreRecovery,
+    /// The store takes no commits: its disk is full.
+    StoreFull,
+    /// The node's connection to the store refuses everything until it is opened anew.
+    StaleHandle {
+        /// Which node.
+        node: u32,
+    },
+    /// The node's wall clock jumps, and stays there.
+    ClockJump {
+        /// Which node.
+        node: u32,
+        /// By how much, in milliseconds.
+        by_ms: i64,
+    },
+    /// Callers' connections to the node break; it goes on.
+    CutClients {
+        /// Which node.
+        node: u32,
+    },
+}
+
+/// What one caller does, one step after the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Script {
+    /// On behalf of whom.
+    pub tenant: String,
+    /// The cube it works on.
+    pub cube: String,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Step {
+    /// A number that stays the same when other steps are removed: draws hang on it.
+    pub id: u64,
+    /// How long the caller waits before it.
+    pub think_ms: u64,
+    /// What it does.
+    pub action: Action,
+}
+
+/// What a caller does. `pick` chooses among the items that this caller knows of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Remembers something about a topic, said in a scene.
+    Add {
+        /// Topic number.
+        topic: u32,
+        /// Conversation number.
+        scene: u32,
+    },
+    /// Looks for an item by its marker.
+    Search {
+        /// Which.
+        pick: u64,
+    },
+    /// Reads an item.
+    Get {
+        /// Which.
+        pick: u64,
+    },
+    /// Changes an item's text, on the condition that it has not changed meanwhile.
+    Update {
+        /// Which.
+        pick: u64,
+    },
+    /// Forgets an item.
+    Delete {
+        /// Which.
+        pick: u64,
+        /// With its history.
+        purge: bool,
+    },
+    /// Reads everything.
+    List,
+    /// Hands the cube over to another node.
+    HandOver {
+        /// Which node.
+        to: u32,
+    },
+    /// Asks many times at once, for the pleasure of it.
+    Burst {
+        /// How many searches.
+        count: u32,
+    },
+}

@@ -1,0 +1,41 @@
+//! Things that should happen sometimes: a search for faults that never meets them searches nothing.
+
+/// A point that some run of a swarm should reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    /// The name, as the code that reaches it spells it.
+    pub name: &'static str,
+    /// What happened there.
+    pub about: &'static str,
+}
+
+const fn point(name: &'static str, about: &'static str) -> Point {
+    Point { name, about }
+}
+
+/// All of them.
+pub const POINTS: &[Point] = &[
+    point("claim.contended", "two nodes claimed a cube at the same time"),
+    point("client.all-attempts-failed", "a caller gave up without having reached anybody"),
+    point("client.other-revision", "an update met a revision that it did not expect"),
+    point("client.outcome-unknown", "a caller was left in doubt about a change"),
+    point("client.retry-answered", "a call was lost, and its repetition was answered"),
+    point("cube.commit-shared", "several changes shared one commit"),
+    point("cube.commit-unknown", "a cube gave up over a commit whose outcome stayed unknown"),
+    point("cube.fenced", "the store refused a commit of a former owner"),
+    point("cube.handed-over", "a cube named its next owner"),
+    point("cube.overloaded", "a cube's queue was full"),
+    point("cube.quarantined", "a cube panicked too often and was taken out of service"),
+    point("cube.read-refused-after-move", "an owner learned from a read that the cube had moved"),
+    point("hand-over.asked-by-peer", "a node was asked by another to hand a cube over"),
+    point("hand-over.failed", "a hand-over did not come about"),
+    point("hydrate.standby-used", "a cube was hydrated from what had been read ahead"),
+    point("membership.declared-dead", "a node declared another dead"),
+    point("membership.found-itself-dead", "a node found that it had been declared dead"),
+    point("peers.answer-lost", "a node waited in vain for another's answer"),
+    point("peers.repeated-frame", "a frame arrived twice, and the second was dropped"),
+    point("peers.wrong-life", "a frame was meant for an earlier life of its receiver"),
+    point("route.answered-elsewhere", "a call was answered by another node"),
+    point("route.moved", "a node sent a caller on to another"),
+    point("store.outcome-unknown", "the answer to a commit was lost, and was looked up"),
+];

@@ -1,0 +1,169 @@
+//! One simulated machine: it boots, crashes, and boots again.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use memcube_actors::{
+    Cubes, NodeParts,
+    cluster::{ClusterParts, ClusterSettings},
+    embedder::EmbedderHandle,
+    environment::{Environment, Faults, SeededEntropy, Spawner},
+};
+use memcube_schemas::{Incarnation, NodeId};
+
+use crate::{
+    clock::NodeClock,
+    conditions::{Conditions, Place},
+    device::FaultyEmbedder,
+    network::node_name,
+    panics,
+    plan::FaultClass,
+    storage::IncarnationOf,
+    tasks::{NodeCompute, NodeSpawner},
+    world::Inner,
+};
+
+/// A node that runs.
+pub(crate) struct RunningNode {
+    pub(crate) cubes: Cubes,
+    pub(crate) spawner: Arc<NodeSpawner>,
+    pub(crate) life: u64,
+}
+
+/// What is left of a node between two lives.
+#[derive(Default)]
+pub(crate) struct NodeSlot {
+    /// Tasks of the life that goes on, also while it boots.
+    spawner: Option<Arc<NodeSpawner>>,
+    running: Option<Arc<RunningNode>>,
+}
+
+impl Inner {
+    /// The node, unless it is down or still booting.
+    pub(crate) fn running(&self, node: u32) -> Option<Arc<RunningNode>> {
+        self.nodes().get(&node).and_then(|slot| slot.running.clone())
+    }
+
+    /// All nodes that run.
+    pub(crate) fn all_running(&self) -> Vec<(u32, Arc<RunningNode>)> {
+        let nodes = self.nodes();
+        let running = |(node, slot): (&u32, &NodeSlot)| Some((*node, slot.running.clone()?));
+        nodes.iter().filter_map(running).collect()
+    }
+
+    /// Starts a node. A crash meanwhile ends the start.
+    pub(crate) async fn boot_node(self: Arc<Self>, node: u32) {
+        let life = self.conditions.boot(node);
+        let spawner = Arc::new(NodeSpawner::new(self.conditions.clone(), node, life));
+        self.nodes().entry(node).or_default().spawner = Some(Arc::clone(&spawner));
+        self.conditions.note(&node_name(node), "boot", format_args!("life {life}"));
+        let started = self.start_cubes(node, life, Arc::clone(&spawner)).await;
+        match started {
+            Ok(cubes) if self.conditions.is_current(node, life) => {
+                let running = RunningNode { cubes, spawner, life };
+                self.nodes().entry(node).or_default().running = Some(Arc::new(running));
+                self.conditions.note(&node_name(node), "serving", format_args!("life {life}"));
+            }
+            Ok(cubes) => cubes.kill(),
+            Err(error) => {
+                self.conditions.note(&node_name(node), "boot failed", &error);
+            }
+        }
+    }
+
+    async fn start_cubes(
+        self: &Arc<Self>,
+        node: u32,
+        life: u64,
+        spawner: Arc<NodeSpawner>,
+    ) -> memcube_actors::Result<Cubes> {
+        let conditions = &self.conditions;
+        let seed = self.dice.fork("entropy", u64::from(node)).draw("life", life);
+        let points = Points {
+            conditions: conditions.clone(),
+            name: node_name(node),
+            node,
+            life,
+            visits: AtomicU64::new(0),
+        };
+        let environment = Environment::new(
+            Arc::new(NodeClock::new(conditions.clone(), node, life)),
+            Arc::new(SeededEntropy::new(seed)),
+            Arc::clone(&spawner) as Arc<dyn Spawner>,
+            Arc::new(NodeCompute::new(conditions.clone(), node, life)),
+        )
+        .with_faults(Arc::new(points))
+        .with_defects(self.plan.defects.iter().copied());
+        let model = Arc::new(FaultyEmbedder::new(conditions.clone(), node));
+        let embedder = EmbedderHandle::spawn(model, environment.clone()).await?;
+        // Known once the node has started; what it commits before that is its first heartbeat.
+        let cubes: Arc<OnceLock<Cubes>> = Arc::default();
+        let (seen, world) = (Arc::clone(&cubes), Arc::downgrade(self));
+        let incarnation: IncarnationOf = Arc::new(move || {
+            let Some(cubes) = seen.get() else { return Incarnation(0) };
+            let incarnation = cubes.view().incarnation;
+            if let Some(world) = world.upgrade() {
+                world.know_life(incarnation, node, life);
+            }
+            incarnation
+        });
+        let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
+        let started = Cubes::start(NodeParts {
+            store: self.store.handle(node, life, incarnation),
+            environment,
+            embedder: Some(embedder),
+            node: NodeId::new(node_name(node))?,
+            passivate_after_ms: draw("passivate", 3_000, 30_000),
+            hot_cubes_max: usize::try_from(draw("hot", 1, 8)).unwrap_or(8),
+            cluster: Some(ClusterParts {
+                transport: self.network.transport(node, life),
+                settings: ClusterSettings { heartbeat_ms: 500, dead_after_ms: 2_000 },
+            }),
+        })
+        .await?;
+        let _ = cubes.set(started.clone());
+        Ok(started)
+    }
+
+    /// Takes the power away. The conditions have ended the node's life already.
+    pub(crate) fn crash_node(&self, node: u32) {
+        let slot = self.nodes().remove(&node).unwrap_or_default();
+        if let Some(spawner) = slot.spawner {
+            spawner.abort_all();
+        }
+        if let Some(running) = slot.running {
+            running.cubes.kill();
+        }
+    }
+}
+
+/// What actor code reaches, and where it is made to panic.
+struct Points {
+    conditions: Conditions,
+    name: String,
+    node: u32,
+    life: u64,
+    visits: AtomicU64,
+}
+
+impl Faults for Points {
+    fn reach(&self, point: &'static str, _detail: &str) {
+        if !self.conditions.is_current(self.node, self.life) {
+            return;
+        }
+        self.conditions.reach(point);
+        let class = match point {
+            "cube.decide" => FaultClass::CubePanic,
+            "cube.hydrate" => FaultClass::HydratePanic,
+            _ => {
+                self.conditions.note(&self.name, "reaches", point);
+                return;
+            }
+        };
+        let visit = self.life << 32 | self.visits.fetch_add(1, Ordering::Relaxed);
+        let occasion = self.conditions.occasion(Place::Cubes { node: self.node }, visit);
+        assert!(!self.conditions.strikes(class, occasion), "{} at {point}", panics::INJECTED);
+    }
+}
