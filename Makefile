@@ -5,6 +5,7 @@
 #   LISTEN             the address `make run` answers on        (127.0.0.1:7700)
 #   MODEL_DIR          where the embedding model lies           (~/.cache/memcube/models/minilm-l6-v2)
 #   PROFILE            cargo profile of `make run`              (release)
+#   SIM_SECONDS        how long the swarm of `make sim` searches        (120)
 #   FEATURES           more features of the root package        (none)
 #   CARGO_TARGET_DIR   where cargo builds                       (target)
 
@@ -15,6 +16,7 @@ DATA_DIR ?= run/data
 LISTEN ?= 127.0.0.1:7700
 PROFILE ?= release
 FEATURES ?=
+SIM_SECONDS ?= 120
 ifdef MEMCUBE_MODEL_DIR
 MODEL_DIR ?= $(MEMCUBE_MODEL_DIR)
 else ifdef XDG_CACHE_HOME
@@ -34,7 +36,9 @@ LOCKED = --locked
 MEMCUBE = $(CARGO) run $(LOCKED) --profile $(PROFILE) $(if $(FEATURES),--features "$(FEATURES)") \
 	--bin memcube --
 
-.PHONY: help run test lint bench model setup doc openapi clean
+SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --bin memcube-sim --
+
+.PHONY: help run test sim lint bench model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
@@ -51,6 +55,15 @@ run: setup model ## Sets up what is missing, builds, and starts a server on LIST
 
 test: setup model ## Runs every test of every crate, and sums them up in the last line
 	@.ci/cargo-test.sh --workspace $(LOCKED)
+
+# A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
+# swarm always searches the same seeds.
+sim: setup ## Simulates: same seed same trace, old failures, planted bugs, then a swarm
+	$(SIM) meta --seeds 20
+	$(SIM) regressions simulations/regressions.txt
+	$(SIM) planted
+	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --example agent_under_faults -- 20
+	$(SIM) swarm --seconds $(SIM_SECONDS) --all-points
 
 # Two feature sets, no more: a third would compile the heavy crates a third time. The two lower
 # crates are checked by themselves, because in the workspace others switch features on for them.

@@ -143,6 +143,12 @@ pub enum CubeCall {
 }
 
 impl CubeCall {
+    /// Whether it may change the cube.
+    #[must_use]
+    pub const fn is_change(&self) -> bool {
+        matches!(self, Self::Change(_) | Self::Erase)
+    }
+
     /// Whether a second execution after a first one, whose answer was lost, does no harm.
     #[must_use]
     pub const fn may_be_repeated(&self) -> bool {

@@ -61,6 +61,7 @@ impl Cubes {
             });
         }
         let mut last = None;
+        let mut is_in_doubt = false;
         if self.shared().is_closed() {
             return Err(Error::unavailable("this node is shutting down"));
         }
@@ -68,17 +69,27 @@ impl Cubes {
             pause_before(turn).await;
             let insist = turn >= TURNS_BEFORE_INSISTING;
             let asked = match self.place(key, insist).await? {
-                Placement::Here => self.ask_here(context, key, &call).await,
+                Placement::Here => {
+                    self.ask_here(context, key, &call).await.map_err(Refused::for_sure)
+                }
                 Placement::There(node) => self.ask_there(context, key, &call, &node, insist).await,
             };
             match asked {
-                Err(error) if error.kind() == ErrorKind::Fenced => last = Some(error),
-                result => return result,
+                Err(Refused { error, is_in_doubt: doubt }) => {
+                    is_in_doubt |= doubt && call.is_change();
+                    if error.kind() != ErrorKind::Fenced {
+                        return Err(if is_in_doubt { unsure(&error) } else { error });
+                    }
+                    last = Some(error);
+                }
+                Ok(answer) => return Ok(answer),
             }
         }
         let reason = last.map_or_else(String::new, |error| format!(" ({error})"));
-        Err(Error::unavailable(format!("the cube `{}` keeps moving{reason}; retry", key.cube))
-            .retry_after_ms(500))
+        let error =
+            Error::unavailable(format!("the cube `{}` keeps moving{reason}; retry", key.cube))
+                .retry_after_ms(500);
+        Err(if is_in_doubt { unsure(&error) } else { error })
     }
 
     /// Fails early, before something expensive is done for it, when there is no such cube.
@@ -139,8 +150,11 @@ impl Cubes {
         call: &CubeCall,
         node: &NodeId,
         insist: bool,
-    ) -> Result<CubeAnswer> {
-        let look_again = || Error::new(ErrorKind::Fenced, format!("it is not on `{node}`"));
+    ) -> std::result::Result<CubeAnswer, Refused> {
+        let look_again = || {
+            let message = format!("it is not on `{node}`");
+            Refused::for_sure(Error::new(ErrorKind::Fenced, message))
+        };
         let Some(cluster) = &self.shared().cluster else { return Err(look_again()) };
         let asked = PeerCall::Cube {
             tenant: key.tenant.clone(),
@@ -162,15 +176,18 @@ impl Cubes {
                 self.remember_route(key, &to);
                 Err(look_again())
             }
-            Ok(PeerAnswer::Failed(failure)) => Err(failure.into()),
+            Ok(PeerAnswer::Failed(failure)) => Err(Refused::for_sure(failure.into())),
             Ok(PeerAnswer::WrongLife) | Err(Unanswered::NotSent) => Err(look_again()),
-            Err(Unanswered::Lost) if call.may_be_repeated() => Err(look_again()),
-            Err(Unanswered::Lost) => Err(Error::unavailable(format!(
+            Err(Unanswered::Lost) if call.may_be_repeated() => {
+                Err(Refused { is_in_doubt: true, ..look_again() })
+            }
+            Err(Unanswered::Lost) => Err(Refused::for_sure(Error::unavailable(format!(
                 "the node `{node}` did not answer; if this was a change, its outcome is unknown: \
                  read before retrying"
-            ))),
+            )))),
             Ok(PeerAnswer::Done | PeerAnswer::Cube(_)) => {
-                Err(Error::internal("a node gave an answer to another question"))
+                let error = Error::internal("a node gave an answer to another question");
+                Err(Refused::for_sure(error))
             }
         }
     }
@@ -288,6 +305,29 @@ async fn pause_before(turn: u32) {
     let (first, longest) = PAUSE_MS;
     let pause_ms = longest.min(first << exponent.min(10));
     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+}
+
+/// Why a try did not work.
+struct Refused {
+    error: Error,
+    /// It may have worked all the same: nobody answered.
+    is_in_doubt: bool,
+}
+
+impl Refused {
+    fn for_sure(error: Error) -> Self {
+        Self { error, is_in_doubt: false }
+    }
+}
+
+/// The error of a change of which an earlier try was not answered: no later refusal tells that it
+/// did not happen.
+fn unsure(error: &Error) -> Error {
+    Error::unavailable(format!(
+        "{error}; an earlier try was not answered, so the outcome is unknown: retry with the same \
+         idempotency key"
+    ))
+    .retry_after_ms(error.retry_after().unwrap_or(500))
 }
 
 fn gone(key: &CubeKey) -> Error {

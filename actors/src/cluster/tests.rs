@@ -10,7 +10,7 @@ use memcube_schemas::{
 use super::{ClusterParts, ClusterSettings, LocalHub};
 use crate::{
     CubeHandle, Cubes, ErrorKind, NodeParts, TenantContext,
-    cube::{AddRequest, SearchRequest},
+    cube::{AddRequest, SearchRequest, UpdateRequest},
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::Environment,
     storage::{Commit, CommitToken, InMemoryStore, Mutation, RangeRead, StateStore},
@@ -234,4 +234,18 @@ async fn an_owner_that_was_replaced_without_hearing_of_it_answers_no_read() {
     world.give("ann", other).await;
     world.cube(other, "ann").add(fact("new")).await.expect("added");
     assert_eq!(texts(&world.cube(former, "ann")).await.len(), 2, "not what it still has in RAM");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_was_replaced_without_hearing_of_it_refuses_nothing() {
+    let world = World::of(2).await;
+    world.make("ann").await;
+    world.cube(0, "ann").add(fact("old")).await.expect("added");
+    let former = world.number_of(&world.owner("ann").await);
+    world.give("ann", 1 - former).await;
+    let added = world.cube(1 - former, "ann").add(fact("new")).await.expect("added");
+    // The former owner does not know this item; that is no reason to deny it.
+    let change = UpdateRequest { tags: Some(vec!["seen".to_owned()]), ..UpdateRequest::default() };
+    let updated = world.cube(former, "ann").update(added.memories[0].id, change).await;
+    assert_eq!(updated.expect("found where it is").tags, ["seen"]);
 }

@@ -147,16 +147,30 @@ impl Hydrator {
     /// Clears a cube's rows without reading its items.
     ///
     /// # Errors
-    /// `Unavailable` when the store does not answer, `Conflict` when another owner claims it
+    /// `Unavailable` when the store does not answer, `Fenced` when another owner claims it
     /// meanwhile.
     pub(crate) async fn erase(&self, key: &CubeKey) -> Result<()> {
         let claim = self.claim(key, Claiming::ByForce).await?;
         // Of a cube that cannot be read, nobody knows the version.
         let version = self.read_manifest(key).await.map_or(Version(0), |manifest| manifest.version);
-        let checks = vec![journal::ownership_check(key, &claim)];
         let mutations = journal::erase(key, &claim, version, self.environment.unix_ms());
-        journal::commit(&self.store, &self.environment, checks, mutations).await?;
-        Ok(())
+        self.commit_as_owner(key, &claim, mutations).await
+    }
+
+    /// Commits on the condition that the cube is still ours.
+    async fn commit_as_owner(
+        &self,
+        key: &CubeKey,
+        claim: &Claim,
+        mutations: Vec<Mutation>,
+    ) -> Result<()> {
+        let checks = vec![journal::ownership_check(key, claim)];
+        match journal::commit(&self.store, &self.environment, checks, mutations).await {
+            Ok(_) => Ok(()),
+            // Not the caller's conflict: another node has claimed the cube meanwhile.
+            Err(StoreError::Conflict { .. }) => Err(super::fenced()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn read_manifest(&self, key: &CubeKey) -> Result<CubeManifest> {
@@ -289,8 +303,7 @@ impl Hydrator {
             }
             state.manifest.embedder = Some(model.clone());
             mutations.push(journal::set_manifest(&state.key, &state.manifest));
-            let checks = vec![journal::ownership_check(&state.key, &state.claim)];
-            journal::commit(&self.store, &self.environment, checks, mutations).await?;
+            self.commit_as_owner(&state.key, &state.claim, mutations).await?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Whole cubes on paused time: commands through the handle, restarts, passivation, fencing.
 
+mod faults;
+
 use std::{
     sync::{
         Arc,

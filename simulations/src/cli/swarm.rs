@@ -38,6 +38,9 @@ pub(crate) struct SwarmArgs {
     /// Runs at the same time [default: one a CPU].
     #[arg(long, value_name = "J", value_parser = value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Fail if a *sometimes* point is never reached.
+    #[arg(long)]
+    all_points: bool,
     /// Write the report to this file as well, as Markdown.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -63,8 +66,13 @@ pub(crate) fn run(args: SwarmArgs) -> Result<u8> {
     if let Some(path) = args.report {
         output::file(&path, &report.markdown())?;
     }
+    let missed = args.all_points && !report.never_reached().is_empty();
+    if missed {
+        output::note("error: some points were never reached; run longer, or mend the faults");
+    }
     let code = exit_code_of_all(report.failures.iter().map(|failure| &failure.failure));
-    Ok(if report.mismatches.is_empty() { code } else { code.max(VIOLATED) })
+    let is_clean = report.mismatches.is_empty() && !missed;
+    Ok(if is_clean { code } else { code.max(VIOLATED) })
 }
 
 /// What has been said about a swarm that goes on.

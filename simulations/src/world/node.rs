@@ -115,7 +115,7 @@ impl Inner {
             environment,
             embedder: Some(embedder),
             node: NodeId::new(node_name(node))?,
-            passivate_after_ms: draw("passivate", 3_000, 30_000),
+            passivate_after_ms: draw("passivate", 3_000, 60_000),
             hot_cubes_max: usize::try_from(draw("hot", 1, 8)).unwrap_or(8),
             cluster: Some(ClusterParts {
                 transport: self.network.transport(node, life),

@@ -14,6 +14,9 @@ use crate::{
     plan::{Action, Script, Step},
 };
 
+/// How often making a cube is tried, half a minute each, before the run counts as broken.
+const MAKE_TRIES: usize = 4;
+
 /// An item that a caller knows of.
 struct Known {
     id: MemoryId,
@@ -33,8 +36,18 @@ pub(super) async fn play_all(world: Arc<Inner>) -> anyhow::Result<()> {
     let scripts = world.plan.scripts.clone();
     for script in &scripts {
         // Made before anybody works, so that no script depends on another one's first step.
-        let number = u32::MAX - 1;
-        world.client(number, &script.tenant)?.make_cube(&script.cube).await?;
+        let maker = world.client(u32::MAX - 1, &script.tenant)?;
+        let mut made = maker.make_cube(&script.cube).await;
+        for _ in 1..MAKE_TRIES {
+            match made {
+                Ok(_) | Err(CallError::Refused(_)) => break,
+                // Whether it was made or not: making it again does no harm.
+                Err(CallError::Unreachable(_) | CallError::Unknown(_)) => {
+                    made = maker.make_cube(&script.cube).await;
+                }
+            }
+        }
+        made?;
     }
     let played = scripts.into_iter().enumerate().map(|(number, script)| {
         let world = Arc::clone(&world);

@@ -3,11 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use memcube_actors::{CubeHandle, TenantContext, cube::SearchRequest};
-use memcube_schemas::{
-    CubeId, TenantId, Version,
-    limits::{CUBE_CALL_MS_MAX, PAGE_ITEMS_MAX, PEER_CALL_MS_MAX},
-    memory::MemoryItem,
-};
+use memcube_schemas::{CubeId, TenantId, Version, limits::PAGE_ITEMS_MAX, memory::MemoryItem};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Inner, PROBER, node::RunningNode};
@@ -21,6 +17,9 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long after the heal late commits and dead owners are waited for.
 const SETTLE_STEP: Duration = Duration::from_millis(500);
 const SETTLE_STEPS_MAX: u32 = 40;
+/// How long calls that their callers gave up may still run: a lost frame, and the turns after it.
+const REST_STEP: Duration = Duration::from_secs(2);
+const REST_STEPS_MAX: u32 = 8;
 
 impl Inner {
     /// Heals the world, and gathers what there is to judge.
@@ -35,8 +34,8 @@ impl Inner {
         }
         let probes = self.probe_all().await;
         self.settle().await;
-        let served = self.serve_all().await;
         self.come_to_rest().await;
+        let served = self.serve_all().await;
         Evidence {
             history: std::mem::take(&mut *self.history()),
             commits: self.store.commits(),
@@ -117,15 +116,18 @@ impl Inner {
         served
     }
 
-    /// Nobody asks anything for longer than any call may take: then nothing waits.
+    /// Nobody asks anything any more, and no fault strikes: whatever still runs ends soon, and then
+    /// nothing waits.
     async fn come_to_rest(&self) {
-        sleep(Duration::from_millis(PEER_CALL_MS_MAX)).await;
         let is_idle = || {
             let mut running = self.all_running().into_iter();
             running.all(|(_, node)| node.cubes.queues().iter().all(|queue| queue.depth == 0))
         };
-        if !is_idle() {
-            sleep(Duration::from_millis(CUBE_CALL_MS_MAX)).await;
+        for _ in 0..REST_STEPS_MAX {
+            sleep(REST_STEP).await;
+            if is_idle() {
+                break;
+            }
         }
         self.look_at_queues(true);
     }

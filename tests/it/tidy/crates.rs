@@ -13,8 +13,12 @@ const HEAVY: [&str; 8] =
     ["axum", "candle-core", "fjall", "foundationdb", "gemm", "lancedb", "tokenizers", "ureq"];
 
 /// Package, what it may depend on among ours, how many packages it may pull in.
-const MEMBERS: [(&str, &[&str], usize); 2] =
-    [("memcube-schemas", &[], 40), ("memcube-actors", &["memcube-schemas"], 150)];
+const MEMBERS: [(&str, &[&str], usize); 4] = [
+    ("memcube-schemas", &[], 40),
+    ("memcube-actors", &["memcube-schemas"], 150),
+    ("memcube-interpose", &[], 5),
+    ("memcube-simulations", &["memcube-schemas", "memcube-actors", "memcube-interpose"], 200),
+];
 
 /// The graph that a build on this machine takes, by package name and version.
 struct Graph {
@@ -58,6 +62,27 @@ fn crates_depend_downwards_only() {
                     "{package} depends on {dependency}: only `memcube` may; add the code to `src`"
                 ));
             }
+        }
+    }
+    report(found);
+}
+
+/// The server must hold neither the simulations' clocks and random numbers nor the planted bugs.
+#[test]
+fn the_server_knows_nothing_of_simulations() {
+    let graph = graph();
+    let mut found: Vec<String> = ["memcube-simulations", "memcube-interpose"]
+        .into_iter()
+        .filter(|package| {
+            let is_linked = reached(&graph, "memcube").contains(*package);
+            is_linked || graph.edges["memcube"].iter().any(|(dependency, _)| dependency == package)
+        })
+        .map(|package| format!("memcube depends on {package}: start `memcube-sim` instead"))
+        .collect();
+    let manifest = super::source::read("Cargo.toml").unwrap_or_default();
+    for feature in ["\"defects\"", "\"test-util\""] {
+        if manifest.contains(feature) {
+            found.push(format!("Cargo.toml: the root package must not switch {feature} on"));
         }
     }
     report(found);
