@@ -60,6 +60,7 @@ test: setup model ## Runs every test of every crate, and sums them up in the las
 # swarm always searches the same seeds.
 sim: setup ## Simulates: same seed same trace, old failures, planted bugs, then a swarm
 	$(SIM) meta --seeds 20
+	$(SIM) meta assistant --seeds 1 --runs 100
 	$(SIM) regressions simulations/regressions.txt
 	$(SIM) planted
 	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --example agent_under_faults -- 20

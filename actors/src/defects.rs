@@ -27,7 +27,7 @@ pub enum Defect {
     DuplicateFrame,
     /// A call from another node runs for the tenant of the call before it.
     TenantMixUp,
-    /// After a failed commit, the changes that wait are not started again.
+    /// After a failed commit, the cube goes on waiting for its outcome.
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,

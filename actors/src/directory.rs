@@ -1,5 +1,7 @@
 //! Where the cubes of this node are: from a tenant and a cube id to a live actor.
 
+mod catalogue;
+
 use std::{
     fmt,
     hash::BuildHasherDefault,
@@ -10,16 +12,11 @@ use std::{
 };
 
 use dashmap::DashMap;
-use memcube_schemas::{
-    CubeId, MemoryId, NodeId, TenantId, UserId, Version,
-    codec::{DecodeError, decode},
-    cube::CubeManifest,
-    keys,
-    limits::{CUBE_INFLIGHT_MAX, PAGE_ITEMS_MAX},
-};
+use memcube_schemas::{CubeId, NodeId, TenantId, limits::CUBE_INFLIGHT_MAX};
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+pub use self::catalogue::CubeDescription;
 use crate::{
     cluster::{
         ClusterParts, View,
@@ -29,17 +26,15 @@ use crate::{
     cube::{CubeHandle, CubeKey, CubeMessage, Hydrator},
     embedder::EmbedderHandle,
     environment::Environment,
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    storage::{Check, RangeRead, SharedStore, StoreError},
+    storage::SharedStore,
     tenant::TenantContext,
 };
 
 /// Fixed, so that two processes build the same map.
 type FixedHasher = BuildHasherDefault<std::collections::hash_map::DefaultHasher>;
 const SHARDS: usize = 16;
-/// How often making a cube is tried while the store refuses it without reason.
-const CREATE_TRIES: usize = 5;
 
 /// A hydrated cube, as callers see it.
 pub(crate) struct Slot {
@@ -101,17 +96,6 @@ pub struct QueueDepth {
     pub depth: usize,
     /// What may wait in it.
     pub bound: usize,
-}
-
-/// A cube as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CubeDescription {
-    /// As it is stored.
-    pub manifest: CubeManifest,
-    /// Whether it is in RAM.
-    pub is_hot: bool,
-    /// Why it takes no calls, if it does not.
-    pub quarantine: Option<String>,
 }
 
 /// All cubes of this node. Cheap to clone.
@@ -190,8 +174,15 @@ impl Cubes {
                 let transport = Arc::clone(&parts.transport);
                 let peers = Peers::start(transport, environment.clone(), views.clone());
                 let (store, environment) = (Arc::clone(&store), environment.clone());
-                let membership = Membership::start(store, environment, parts, sender).await?;
-                Some(Cluster { peers, membership })
+                match Membership::start(store, environment, parts, sender).await {
+                    Ok(membership) => Some(Cluster { peers, membership }),
+                    Err(error) => {
+                        if let Some(embedder) = &embedder {
+                            embedder.stop().await;
+                        }
+                        return Err(error);
+                    }
+                }
             }
             None => None,
         };
@@ -251,151 +242,6 @@ impl Cubes {
         CubeHandle::new(self.clone(), context.clone(), id)
     }
 
-    /// Makes a cube.
-    ///
-    /// # Errors
-    /// `Conflict` when there is one with this id already.
-    pub async fn create(
-        &self,
-        context: &TenantContext,
-        id: CubeId,
-        name: Option<String>,
-        owner: Option<UserId>,
-    ) -> Result<CubeManifest> {
-        let now_ms = self.shared.environment.unix_ms();
-        let manifest = CubeManifest {
-            name: name.unwrap_or_else(|| id.to_string()),
-            id,
-            owner,
-            created_at_ms: now_ms,
-            updated_at_ms: now_ms,
-            version: Version(0),
-            items: 0,
-            embedder: None,
-        };
-        let checks = vec![Check::Absent { key: keys::manifest(context.tenant(), &manifest.id) }];
-        let key = CubeKey { tenant: context.tenant().clone(), cube: manifest.id.clone() };
-        let mutations = crate::cube::made(&key, &manifest);
-        for _ in 0..CREATE_TRIES {
-            let (checks, mutations) = (checks.clone(), mutations.clone());
-            let Shared { store, environment, .. } = &*self.shared;
-            match crate::cube::commit(store, environment, checks, mutations).await {
-                Ok(_) => return Ok(manifest),
-                // A store may refuse without reason; only a row that is there is one.
-                Err(StoreError::Conflict { .. }) if self.manifest(&key).await?.is_none() => {}
-                Err(StoreError::Conflict { .. }) => {
-                    let message = format!("there is a cube `{}` already", manifest.id);
-                    return Err(Error::new(ErrorKind::Conflict, message));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(Error::unavailable(format!("the cube `{}` could not be made; retry", manifest.id)))
-    }
-
-    /// Makes a cube unless it is there.
-    ///
-    /// # Errors
-    /// `Unavailable` when the store does not answer.
-    pub async fn ensure(&self, context: &TenantContext, id: CubeId) -> Result<CubeHandle> {
-        let key = CubeKey { tenant: context.tenant().clone(), cube: id.clone() };
-        if !self.shared.directory.contains_key(&key) && self.manifest(&key).await?.is_none() {
-            match self.create(context, id.clone(), None, None).await {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(self.cube(context, id))
-    }
-
-    /// Reads cubes in the order of their ids, after one of them, and whether there are more.
-    ///
-    /// # Errors
-    /// `Invalid` when the page is too large, `Unavailable` when the store does not answer.
-    pub async fn list(
-        &self,
-        context: &TenantContext,
-        after: Option<&CubeId>,
-        limit: usize,
-    ) -> Result<(Vec<CubeDescription>, bool)> {
-        if limit == 0 || limit > PAGE_ITEMS_MAX {
-            return Err(Error::invalid(format!("`limit` must be between 1 and {PAGE_ITEMS_MAX}")));
-        }
-        let mut range = keys::manifests(context.tenant());
-        if let Some(after) = after {
-            range = range.after(&keys::manifest(context.tenant(), after));
-        }
-        let output = self.shared.store.read(vec![RangeRead::page(range, limit)]).await?;
-        let page = output.pages.into_iter().next().unwrap_or_default();
-        let mut cubes = Vec::with_capacity(page.entries.len());
-        for entry in &page.entries {
-            match decode(&entry.value) {
-                Ok(manifest) => cubes.push(self.describe_manifest(context, manifest).await?),
-                // One that cannot be read must not hide the others.
-                Err(error) => cubes.extend(unreadable(&entry.key, &error)),
-            }
-        }
-        Ok((cubes, page.more))
-    }
-
-    /// Describes one cube without hydrating it; also one that is in quarantine.
-    ///
-    /// # Errors
-    /// `NotFound` without such a cube.
-    pub async fn describe(&self, context: &TenantContext, id: &CubeId) -> Result<CubeDescription> {
-        let key = CubeKey { tenant: context.tenant().clone(), cube: id.clone() };
-        match self.manifest(&key).await? {
-            Some(manifest) => self.describe_manifest(context, manifest).await,
-            None => Err(Error::not_found(format!("there is no cube `{id}`"))),
-        }
-    }
-
-    /// Lets a cube out of quarantine.
-    ///
-    /// # Errors
-    /// `NotFound` when it is not in quarantine.
-    pub async fn release(&self, context: &TenantContext, id: &CubeId) -> Result<()> {
-        let key = CubeKey { tenant: context.tenant().clone(), cube: id.clone() };
-        self.shared.host.release(key).await
-    }
-
-    /// The cube of this tenant that holds a memory, if any does.
-    ///
-    /// # Errors
-    /// `Unavailable` when the store does not answer.
-    pub async fn find_memory(
-        &self,
-        context: &TenantContext,
-        id: MemoryId,
-    ) -> Result<Option<CubeId>> {
-        let mut after: Option<CubeId> = None;
-        loop {
-            let (cubes, more) = self.list(context, after.as_ref(), PAGE_ITEMS_MAX).await?;
-            let keys = cubes
-                .iter()
-                .map(|cube| RangeRead::key(keys::item(context.tenant(), &cube.manifest.id, id)));
-            let output = self.shared.store.read(keys.collect()).await?;
-            let held = output.pages.iter().position(|page| !page.entries.is_empty());
-            if let Some(place) = held {
-                return Ok(cubes.into_iter().nth(place).map(|cube| cube.manifest.id));
-            }
-            match cubes.into_iter().last() {
-                Some(last) if more => after = Some(last.manifest.id),
-                Some(_) | None => return Ok(None),
-            }
-        }
-    }
-
-    /// Deletes a cube without reading it: claims it, so that no other owner writes, and clears its
-    /// rows.
-    pub(crate) async fn erase_unread(&self, key: &CubeKey) -> Result<()> {
-        self.shared.hydrator.erase(key).await?;
-        // It was in quarantine, or came out of it meanwhile; either way it is gone.
-        let _ = self.shared.host.release(key.clone()).await;
-        Ok(())
-    }
-
     /// Reads a cube ahead of owning it.
     pub(crate) async fn prepare(&self, key: CubeKey) -> Result<()> {
         self.shared.hydrator.prepare(key).await
@@ -431,7 +277,10 @@ impl Cubes {
     /// Whether the actors of this node are alive.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.shared.host.is_alive() && self.shared.views.borrow().is_serving
+        let cluster = self.shared.cluster.as_ref();
+        self.shared.host.is_alive()
+            && self.shared.views.borrow().is_serving
+            && cluster.is_none_or(|cluster| cluster.membership.is_alive())
     }
 
     /// The model that embeds, if one is configured.
@@ -462,38 +311,4 @@ impl Cubes {
     pub(crate) async fn why_ended(&self, key: &CubeKey, actor: ActorId) -> Result<Ended> {
         self.shared.host.why_ended(key.clone(), actor).await
     }
-
-    pub(crate) async fn manifest(&self, key: &CubeKey) -> Result<Option<CubeManifest>> {
-        let read = RangeRead::key(keys::manifest(&key.tenant, &key.cube));
-        let output = self.shared.store.read(vec![read]).await?;
-        let entry = output.pages.first().and_then(|page| page.entries.first());
-        entry.map(|entry| Ok(decode(&entry.value)?)).transpose()
-    }
-
-    async fn describe_manifest(
-        &self,
-        context: &TenantContext,
-        manifest: CubeManifest,
-    ) -> Result<CubeDescription> {
-        let key = CubeKey { tenant: context.tenant().clone(), cube: manifest.id.clone() };
-        let is_hot = self.shared.directory.contains_key(&key);
-        let quarantine = self.shared.host.quarantine(key).await?;
-        Ok(CubeDescription { manifest, is_hot, quarantine })
-    }
-}
-
-/// A cube whose manifest is damaged, as far as its key tells.
-fn unreadable(key: &[u8], error: &DecodeError) -> Option<CubeDescription> {
-    let id = keys::trailing_cube_id(key)?;
-    let manifest = CubeManifest {
-        name: id.to_string(),
-        id,
-        owner: None,
-        created_at_ms: 0,
-        updated_at_ms: 0,
-        version: Version(0),
-        items: 0,
-        embedder: None,
-    };
-    Some(CubeDescription { manifest, is_hot: false, quarantine: Some(error.to_string()) })
 }

@@ -75,6 +75,8 @@ pub(crate) struct Hosting {
     settings: HostSettings,
     records: BTreeMap<CubeKey, Record>,
     by_actor: BTreeMap<u64, CubeKey>,
+    /// Whether the node shuts down: no cube is hydrated any more.
+    is_closed: bool,
     shutting_down: Vec<Ask<()>>,
 }
 
@@ -92,6 +94,7 @@ impl CubeHost {
             settings,
             records: BTreeMap::new(),
             by_actor: BTreeMap::new(),
+            is_closed: false,
             shutting_down: Vec::new(),
         };
         let (actor, _) = Self::spawn(None, Self, hosting)
@@ -180,10 +183,8 @@ impl Hosting {
         key: CubeKey,
         reply: Ask<Result<Arc<Slot>>>,
     ) {
-        if !self.shutting_down.is_empty() {
-            // Nothing was done, so that another node may be asked.
-            let error = Error::new(ErrorKind::Fenced, "this node is shutting down");
-            let _ = reply.send(Err(error));
+        if self.is_closed {
+            let _ = reply.send(Err(closed()));
             return;
         }
         let now_ms = self.now_ms();
@@ -196,7 +197,11 @@ impl Hosting {
             Phase::Hot(slot) => {
                 let _ = reply.send(Ok(Arc::clone(slot)));
             }
-            Phase::Hydrating | Phase::Leaving(_) => record.waiting.push(reply),
+            Phase::Hydrating | Phase::Leaving(_) => {
+                // Whoever gave up waiting gives its room to others.
+                record.waiting.retain(|waiting| !waiting.is_closed());
+                record.waiting.push(reply);
+            }
             Phase::Cold if now_ms < record.not_before_ms => {
                 let wait_ms = record.not_before_ms - now_ms;
                 let error = Error::unavailable(format!(
@@ -273,8 +278,9 @@ impl Hosting {
             }
         }
         self.publish_gauges();
-        if !self.shutting_down.is_empty() {
+        if self.is_closed {
             self.passivate_all();
+            self.finish_shut_down();
         }
     }
 
@@ -302,6 +308,9 @@ impl Hosting {
         self.directory.remove_if(&key, |_, slot| slot.actor.get_id() == actor);
         let Some(record) = self.records.get_mut(&key) else { return };
         record.phase = Phase::Cold;
+        if ended == Ended::Fenced {
+            metrics::counter!(names::CUBES_FENCED_TOTAL).increment(1);
+        }
         if let Ended::Failed { reason } = &ended {
             tracing::error!(cube = %key.cube, reason, "cube failed");
             metrics::counter!(names::CUBE_PANICS_TOTAL).increment(1);
@@ -318,7 +327,11 @@ impl Hosting {
             for reply in record.waiting.drain(..) {
                 let _ = reply.send(Err(quarantined(&key, &reason)));
             }
-        } else if !record.waiting.is_empty() && self.shutting_down.is_empty() {
+        } else if self.is_closed {
+            for reply in record.waiting.drain(..) {
+                let _ = reply.send(Err(closed()));
+            }
+        } else if !record.waiting.is_empty() {
             self.start_hydrating(myself, key);
         }
         self.publish_gauges();
@@ -417,6 +430,7 @@ impl Hosting {
     }
 
     fn shut_down(&mut self, reply: Ask<()>) {
+        self.is_closed = true;
         self.shutting_down.push(reply);
         self.passivate_all();
         self.finish_shut_down();
@@ -436,6 +450,11 @@ impl Hosting {
         let quarantined = self.records.values().filter(|record| record.quarantine.is_some());
         metrics::gauge!(names::CUBES_QUARANTINED).set(quarantined.count() as f64);
     }
+}
+
+/// Nothing was done, so that another node may be asked.
+fn closed() -> Error {
+    Error::new(ErrorKind::Fenced, "this node is shutting down")
 }
 
 fn quarantined(key: &CubeKey, reason: &str) -> Error {

@@ -20,6 +20,18 @@ pub const CUBES_HOT: &str = "memcube_cubes_hot";
 pub const CUBES_QUARANTINED: &str = "memcube_cubes_quarantined";
 /// Panics of cube actors.
 pub const CUBE_PANICS_TOTAL: &str = "memcube_cube_panics_total";
+/// Cubes that ended because another owner had claimed them.
+pub const CUBES_FENCED_TOTAL: &str = "memcube_cubes_fenced_total";
+/// Cubes handed over to another node, by `outcome`.
+pub const HAND_OVERS_TOTAL: &str = "memcube_hand_overs_total";
+/// Nodes that are alive, this one included, as it sees them.
+pub const NODES_ALIVE: &str = "memcube_nodes_alive";
+/// Nodes that this node declared dead.
+pub const NODES_DECLARED_DEAD_TOTAL: &str = "memcube_nodes_declared_dead_total";
+/// Calls to other nodes, by `outcome`.
+pub const PEER_CALLS_TOTAL: &str = "memcube_peer_calls_total";
+/// Frames of other nodes that arrived a second time and were dropped.
+pub const PEER_FRAMES_REPEATED_TOTAL: &str = "memcube_peer_frames_repeated_total";
 /// Memories added; repetitions that were folded are labelled `folded="true"`.
 pub const MEMORIES_ADDED_TOTAL: &str = "memcube_memories_added_total";
 /// Texts embedded, by `priority`.
@@ -43,6 +55,12 @@ pub fn describe() {
     counter(HTTP_REQUESTS_TOTAL, "requests answered");
     counter(CUBE_CALLS_TOTAL, "calls of cubes");
     counter(CUBE_PANICS_TOTAL, "panics of cube actors");
+    counter(CUBES_FENCED_TOTAL, "cubes that another owner had claimed");
+    counter(HAND_OVERS_TOTAL, "cubes handed over to another node");
+    counter(NODES_DECLARED_DEAD_TOTAL, "nodes declared dead");
+    counter(PEER_CALLS_TOTAL, "calls to other nodes");
+    counter(PEER_FRAMES_REPEATED_TOTAL, "frames that arrived twice");
+    describe_gauge!(NODES_ALIVE, Unit::Count, "nodes alive, as this one sees them");
     counter(MEMORIES_ADDED_TOTAL, "memories added");
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
     counter(STORE_COMMITS_TOTAL, "commits of the state store");

@@ -86,13 +86,18 @@ pub const CUBE_CALL_MS_MAX: u64 = 30_000;
 pub const HOST_CALLS_MAX: usize = 16_384;
 /// Cubes read ahead of a hand-over that one node keeps; one more forgets the oldest.
 pub const STANDBYS_MAX: usize = 16;
+/// Milliseconds that a cube read ahead is kept for its hand-over.
+pub const STANDBY_KEPT_MS: u64 = 30_000;
 
 /// Calls to other nodes that wait for an answer before further ones are refused.
 pub const PEER_CALLS_MAX: usize = 4_096;
 /// Calls of other nodes that are executed at a time before further ones are refused.
 pub const PEER_SERVING_MAX: usize = 4_096;
-/// Milliseconds that a node waits for the answer of another.
-pub const PEER_CALL_MS_MAX: u64 = 5_000;
+/// Milliseconds that a node waits for another's answer to what may be asked again.
+pub const PEER_READ_MS_MAX: u64 = 5_000;
+/// Milliseconds that a node waits for another's answer to anything else: a change, whose outcome
+/// nobody knows afterwards, or a hand-over, which reads a whole cube.
+pub const PEER_CHANGE_MS_MAX: u64 = 20_000;
 /// Numbers of calls remembered for each sender: more than it can have under way.
 pub const PEER_WINDOW_CALLS: usize = 8_192;
 /// Routes to cubes on other nodes that are remembered.

@@ -89,7 +89,9 @@ pub enum PeerAnswer {
     Moved(NodeId),
     /// It did not work.
     Failed(PeerFailure),
-    /// The call was meant for another life of this node. Nothing was done.
+    /// The call was for another life of this node, or from a sender that it does not know; or the
+    /// node takes no calls any more. If the answer is from the life that was asked, nothing was
+    /// done; otherwise nobody can say.
     WrongLife,
     /// It is done.
     Done,

@@ -379,6 +379,8 @@ impl Conditions {
                 node.is_up = false;
                 node.pauses = 0;
             }
+            // It goes on until the world has stopped it.
+            Fault::Restart { .. } => {}
             Fault::Pause { node } => state.node(node).pauses += 1,
             Fault::CutLink { from, to, both_ways } => {
                 state.cut(from, to);
@@ -406,12 +408,23 @@ impl Conditions {
         self.0.changed.notify_waiters();
     }
 
+    /// The life of a node ends because its process has stopped in order.
+    pub(crate) fn stop(&self, node: u32) {
+        let mut state = self.state();
+        let stopped = state.node(node);
+        stopped.life += 1;
+        stopped.is_up = false;
+        stopped.pauses = 0;
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
     /// It is over. A clock stays wrong, and a node that is down until the world starts it; a stale
     /// handle is opened anew by now.
     pub(crate) fn end(&self, fault: &Fault) {
         let mut state = self.state();
         match *fault {
-            Fault::Crash { .. } | Fault::ClockJump { .. } => {}
+            Fault::Crash { .. } | Fault::Restart { .. } | Fault::ClockJump { .. } => {}
             Fault::Pause { node } => decrease(&mut state.node(node).pauses),
             Fault::CutLink { from, to, both_ways } => {
                 state.join(from, to);

@@ -22,6 +22,8 @@ const BOOT_MS: u64 = 1_000;
 pub(crate) enum FaultKind {
     /// The power goes.
     Crash,
+    /// A process is asked to stop, and starts again.
+    Restart,
     /// A process stands still.
     Pause,
     /// No message passes between two nodes.
@@ -44,8 +46,9 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Crash,
+        Self::Restart,
         Self::Pause,
         Self::CutLink,
         Self::Isolate,
@@ -61,6 +64,7 @@ impl FaultKind {
     const fn stream(self) -> &'static str {
         match self {
             Self::Crash => "nemesis.crash",
+            Self::Restart => "nemesis.restart",
             Self::Pause => "nemesis.pause",
             Self::CutLink => "nemesis.cut-link",
             Self::Isolate => "nemesis.isolate",
@@ -85,7 +89,7 @@ impl FaultKind {
             | Self::CutClients => (500, 10_000),
             Self::StoreRecovery => (200, 3_000),
             Self::StoreFull => (500, 4_000),
-            Self::ClockJump => (0, 0),
+            Self::ClockJump | Self::Restart => (0, 0),
         }
     }
 }
@@ -127,6 +131,7 @@ fn draw_event(dice: Dice, number: u64, nodes: u32, seconds: u32, kind: FaultKind
     let (shortest, longest) = kind.lasts_ms();
     let fault = match kind {
         FaultKind::Crash => Fault::Crash { node },
+        FaultKind::Restart => Fault::Restart { node },
         FaultKind::Pause => Fault::Pause { node },
         FaultKind::CutLink => {
             // Any of the others.
@@ -208,6 +213,7 @@ pub(crate) fn draw_faults(dice: Dice) -> BTreeMap<FaultClass, u32> {
 pub(crate) const fn fault_name(fault: &Fault) -> &'static str {
     match fault {
         Fault::Crash { .. } => "crash",
+        Fault::Restart { .. } => "restart",
         Fault::Pause { .. } => "pause",
         Fault::CutLink { .. } => "cut-link",
         Fault::Isolate { .. } => "isolate",
@@ -227,6 +233,9 @@ pub(crate) trait Hooks: Send + Sync {
 
     /// Starts the node, from [`Conditions::boot`] on. Dropped half-way when the node dies again.
     fn boot(&self, node: u32) -> BoxFuture<'_, ()>;
+
+    /// Stops the node in order, then starts it. Dropped half-way when the node dies meanwhile.
+    fn restart(&self, node: u32) -> BoxFuture<'_, ()>;
 }
 
 /// A step of the nemesis: a fault begins or ends.
@@ -293,8 +302,14 @@ impl Nemesis<'_> {
             self.boots.0.remove(&node);
             self.conditions.begin(fault);
             self.hooks.crash(node);
-        } else {
-            self.conditions.begin(fault);
+            return;
+        }
+        self.conditions.begin(fault);
+        if let Fault::Restart { node } = *fault
+            && !self.down.contains_key(&node)
+            && !self.boots.0.contains_key(&node)
+        {
+            self.boots.0.insert(node, self.hooks.restart(node));
         }
     }
 

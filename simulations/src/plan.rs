@@ -153,6 +153,11 @@ pub enum Fault {
         /// Which node.
         node: u32,
     },
+    /// The process is asked to stop, finishes what is under way, and starts again.
+    Restart {
+        /// Which node.
+        node: u32,
+    },
     /// The process stands still, and goes on as if nothing had been.
     Pause {
         /// Which node.

@@ -299,6 +299,7 @@ fn fewer_nodes(plan: &Plan) -> Vec<Plan> {
 fn highest_node(fault: &Fault) -> u32 {
     match *fault {
         Fault::Crash { node }
+        | Fault::Restart { node }
         | Fault::Pause { node }
         | Fault::Isolate { node }
         | Fault::CutStore { node }

@@ -10,6 +10,7 @@ use crate::{
     cube::CubeKey,
     directory::Cubes,
     error::{Error, ErrorKind, Result},
+    metrics as names,
     tenant::TenantContext,
 };
 
@@ -29,7 +30,10 @@ impl Cubes {
         let cluster = self.shared().cluster.as_ref();
         let cluster = cluster.ok_or_else(|| Error::invalid("this node is not one of several"))?;
         for turn in 0..TURNS_MAX {
-            let moved = match self.place(&key, turn > 1).await? {
+            // A remembered route would do to find the cube, but not to say that it is there already.
+            let is_hot = self.shared().directory.contains_key(&key);
+            let place = if is_hot { Placement::Here } else { self.locate(&key, turn > 1).await? };
+            let moved = match place {
                 Placement::There(node) if node == *to => return Ok(()),
                 Placement::Here => self.hand_over_here(&key, to).await,
                 Placement::There(node) => {
@@ -40,9 +44,14 @@ impl Cubes {
             };
             match moved {
                 Err(error) if error.kind() == ErrorKind::Fenced => {}
-                result => {
+                Ok(()) => {
+                    metrics::counter!(names::HAND_OVERS_TOTAL, "outcome" => "ok").increment(1);
                     self.remember_route(&key, to);
-                    return result;
+                    return Ok(());
+                }
+                Err(error) => {
+                    metrics::counter!(names::HAND_OVERS_TOTAL, "outcome" => "error").increment(1);
+                    return Err(error);
                 }
             }
         }
@@ -65,7 +74,11 @@ impl Cubes {
         let life = life.ok_or_else(|| Error::invalid(format!("the node `{to}` is not alive")))?;
         let CubeKey { tenant, cube } = key.clone();
         let prepare = PeerCall::Prepare { tenant: tenant.clone(), cube: cube.clone() };
-        cluster.peers.call(to, prepare).await.map_err(silent).and_then(done)?;
+        let prepared = cluster.peers.call(to, prepare).await.map_err(silent)?;
+        if let Err(error) = done(prepared) {
+            // It only makes the move shorter.
+            tracing::debug!(%error, cube = %key.cube, node = %to, "could not read ahead");
+        }
         // The cube has to be hot to be handed over: only its actor knows that nothing is under way.
         self.slot(key).await?;
         shared.host.hand_over(key.clone(), to.clone(), life).await?;
@@ -80,6 +93,11 @@ impl Cubes {
     }
 }
 
-fn silent(_: Unanswered) -> Error {
-    Error::unavailable("the other node did not answer; retry")
+fn silent(unanswered: Unanswered) -> Error {
+    match unanswered {
+        Unanswered::Full => Error::overloaded("the queue of calls to other nodes", 100),
+        Unanswered::NotSent | Unanswered::Lost => {
+            Error::unavailable("the other node did not answer; retry")
+        }
+    }
 }

@@ -25,6 +25,7 @@ use crate::{
     cube::commit,
     environment::Environment,
     error::{Error, Result},
+    metrics as names,
     storage::{Check, Entry, Mutation, RangeRead, SharedStore, StoreError},
 };
 
@@ -48,6 +49,13 @@ impl MembershipHandle {
             let _ = done.await;
         }
         let _ = self.actor.stop_and_wait(None, None).await;
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(
+            self.actor.get_status(),
+            ractor::ActorStatus::Starting | ractor::ActorStatus::Running
+        )
     }
 
     /// Ends at once, as a crash would.
@@ -190,6 +198,9 @@ impl Watching {
 
     /// One round: beat, then look at the others. What fails now is tried again at the next tick.
     async fn tick(&mut self) {
+        if !self.views.borrow().is_serving {
+            return;
+        }
         if let Err(error) = self.beat().await {
             tracing::warn!(%error, "heartbeat failed");
         }
@@ -208,7 +219,7 @@ impl Watching {
                 None => Check::Absent { key: key.clone() },
             },
         };
-        if !self.views.borrow().is_serving && self.record.beat > 0 {
+        if !self.views.borrow().is_serving {
             return Ok(());
         }
         self.record.beat += 1;
@@ -269,10 +280,11 @@ impl Watching {
             if record.node == self.record.node || record.state != NodeState::Alive {
                 continue;
             }
-            if self.stood_still(&record, now_us) {
-                self.declare_dead(record, entry.version).await?;
-            } else {
-                others.insert(record.node, record.incarnation);
+            let (node, incarnation) = (record.node.clone(), record.incarnation);
+            let is_dead =
+                self.stood_still(&record, now_us) && self.declare_dead(record, entry.version).await;
+            if !is_dead {
+                others.insert(node, incarnation);
             }
         }
         self.seen.retain(|node, _| others.contains_key(node));
@@ -281,6 +293,7 @@ impl Watching {
             view.others = others;
             is_news
         });
+        metrics::gauge!(names::NODES_ALIVE).set(self.views.borrow().others.len() as f64 + 1.0);
         Ok(())
     }
 
@@ -300,11 +313,8 @@ impl Watching {
         }
     }
 
-    async fn declare_dead(
-        &self,
-        mut record: NodeRecord,
-        row: Version,
-    ) -> std::result::Result<(), StoreError> {
+    /// Says in the store that a node is dead, and whether that is so by now.
+    async fn declare_dead(&self, mut record: NodeRecord, row: Version) -> bool {
         let key = keys::node(&record.node);
         record.state = NodeState::Dead;
         let set = Mutation::Set { key: key.clone(), value: encode(&record) };
@@ -312,12 +322,16 @@ impl Watching {
         match commit(&self.store, &self.environment, vec![check], vec![set]).await {
             Ok(_) => {
                 self.environment.reach("membership.declared-dead", record.node.as_str());
+                metrics::counter!(names::NODES_DECLARED_DEAD_TOTAL).increment(1);
                 tracing::warn!(node = %record.node, "a node stopped beating, declared dead");
-                Ok(())
+                true
             }
             // It beat after all, or somebody else was first: the next look tells.
-            Err(StoreError::Conflict { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Err(StoreError::Conflict { .. }) => false,
+            Err(error) => {
+                tracing::warn!(node = %record.node, %error, "could not declare a node dead");
+                false
+            }
         }
     }
 }

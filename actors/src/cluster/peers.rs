@@ -17,7 +17,10 @@ use futures_util::future::BoxFuture;
 use memcube_schemas::{
     Incarnation, NodeId,
     codec::{decode, encode},
-    limits::{PEER_CALL_MS_MAX, PEER_CALLS_MAX, PEER_SERVING_MAX, PEER_WINDOW_CALLS},
+    limits::{
+        CUBE_CALL_MS_MAX, PEER_CALLS_MAX, PEER_CHANGE_MS_MAX, PEER_READ_MS_MAX, PEER_SERVING_MAX,
+        PEER_WINDOW_CALLS,
+    },
     peer::{PeerAnswer, PeerBody, PeerCall, PeerFailure, PeerFrame},
 };
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -31,16 +34,19 @@ use crate::{
     directory::QueueDepth,
     environment::Environment,
     error::{Error, Result},
+    metrics as names,
 };
 
-/// Lives of senders whose numbers are remembered; one more forgets the one heard longest ago.
-const SENDERS_MAX: usize = 256;
+/// Lives of senders whose numbers are kept at the same time.
+const SENDERS_MAX: usize = 1_024;
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unanswered {
     /// It was not sent: nothing happened.
     NotSent,
+    /// Too many wait already; it was not sent.
+    Full,
     /// It may have been executed, and may still be.
     Lost,
 }
@@ -67,9 +73,8 @@ pub(crate) struct Peers {
 struct State {
     last_call: u64,
     pending: BTreeMap<u64, Pending>,
-    /// Numbers seen of each life of each sender, by the time of its last frame.
+    /// Numbers seen of each sender, until it is dead.
     windows: BTreeMap<Incarnation, Window>,
-    clock: u64,
 }
 
 struct Pending {
@@ -84,7 +89,6 @@ struct Pending {
 struct Window {
     seen: BTreeSet<u64>,
     floor: u64,
-    heard: u64,
 }
 
 impl Window {
@@ -157,12 +161,16 @@ impl Peers {
         call: PeerCall,
     ) -> std::result::Result<PeerAnswer, Unanswered> {
         let (reply, answer) = oneshot::channel();
+        let patience = patience(&call);
         let (number, frame) = {
             let view = self.views.borrow();
             let life = view.others.get(to).copied().ok_or(Unanswered::NotSent)?;
+            if self.is_killed.load(Ordering::Acquire) {
+                return Err(Unanswered::NotSent);
+            }
             let mut state = self.state();
             if state.pending.len() >= PEER_CALLS_MAX {
-                return Err(Unanswered::NotSent);
+                return Err(Unanswered::Full);
             }
             state.last_call += 1;
             let number = state.last_call;
@@ -171,12 +179,15 @@ impl Peers {
         };
         let given_up = Forget { peers: self, number };
         self.transport.send(to, frame);
-        let patience = Duration::from_millis(PEER_CALL_MS_MAX);
         let answered = tokio::time::timeout(patience, answer).await;
         drop(given_up);
         match answered {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                metrics::counter!(names::PEER_CALLS_TOTAL, "outcome" => "answered").increment(1);
+                Ok(answer)
+            }
             Ok(Err(_)) | Err(_) => {
+                metrics::counter!(names::PEER_CALLS_TOTAL, "outcome" => "lost").increment(1);
                 self.environment.reach("peers.answer-lost", to.as_str());
                 Err(Unanswered::Lost)
             }
@@ -197,11 +208,17 @@ impl Peers {
     fn drop_calls_to_the_dead(self: &Arc<Self>) {
         let (mut views, myself) = (self.views.clone(), self.myself.clone());
         self.environment.spawn(async move {
+            let mut alive_before: BTreeSet<Incarnation> = BTreeSet::new();
             while views.changed().await.is_ok() {
                 let Some(peers) = myself.upgrade() else { return };
                 let view = views.borrow_and_update().clone();
                 let is_alive = |life: &Incarnation| view.others.values().any(|other| other == life);
-                peers.state().pending.retain(|_, pending| is_alive(&pending.to));
+                let mut state = peers.state();
+                state.pending.retain(|_, pending| is_alive(&pending.to));
+                let gone = |life: &Incarnation| alive_before.contains(life) && !is_alive(life);
+                state.windows.retain(|life, _| !gone(life));
+                drop(state);
+                alive_before = view.others.values().copied().collect();
             }
         });
     }
@@ -209,10 +226,12 @@ impl Peers {
     fn answer(&self, frame: PeerFrame, answer: PeerAnswer) {
         let PeerFrame { call, from_incarnation, to_incarnation, .. } = frame;
         let mut state = self.state();
-        let is_expected = state.pending.get(&call).is_some_and(|pending| {
-            pending.to == from_incarnation && pending.from == to_incarnation
-        });
-        if is_expected && let Some(pending) = state.pending.remove(&call) {
+        let asked = state.pending.get(&call).filter(|pending| pending.from == to_incarnation);
+        let is_expected = asked.is_some_and(|pending| pending.to == from_incarnation);
+        if asked.is_some() && !is_expected && answer == PeerAnswer::WrongLife {
+            // The life that was asked is over. What it did with the call, nobody can say any more.
+            state.pending.remove(&call);
+        } else if is_expected && let Some(pending) = state.pending.remove(&call) {
             // Whoever asked may have given up.
             let _ = pending.reply.send(answer);
         }
@@ -225,8 +244,16 @@ impl Peers {
             self.send_answer(&view, &frame, PeerAnswer::WrongLife);
             return;
         }
-        if !self.is_new(&frame) {
+        let is_known = view.others.get(&frame.from) == Some(&frame.from_incarnation);
+        if !self.is_new(&frame, is_known) {
             self.environment.reach("peers.repeated-frame", "");
+            metrics::counter!(names::PEER_FRAMES_REPEATED_TOTAL).increment(1);
+            return;
+        }
+        if !is_known {
+            // A sender that this node has not seen yet, or takes for dead. The number counts as seen
+            // all the same: whoever is told that nothing was done must be able to rely on it.
+            self.send_answer(&view, &frame, PeerAnswer::WrongLife);
             return;
         }
         let Ok(place) = Arc::clone(&self.serving).try_acquire_owned() else {
@@ -242,28 +269,28 @@ impl Peers {
         };
         let environment = self.environment.clone();
         environment.spawn(async move {
-            let answer = server.serve(frame.from.clone(), call).await;
+            // Whoever asked has given up by then; a cube's place is given back when it answers.
+            let limit = Duration::from_millis(CUBE_CALL_MS_MAX);
+            let served = tokio::time::timeout(limit, server.serve(frame.from.clone(), call)).await;
+            let answer = served.unwrap_or_else(|_| {
+                PeerAnswer::Failed(Error::unavailable("the call took too long").into())
+            });
             self.send_answer(&view, &frame, answer);
             drop(place);
         });
     }
 
-    fn is_new(&self, frame: &PeerFrame) -> bool {
+    fn is_new(&self, frame: &PeerFrame, is_known: bool) -> bool {
         if self.environment.plants(Defect::DuplicateFrame) {
             return true;
         }
         let mut state = self.state();
-        state.clock += 1;
-        let now = state.clock;
-        let window = state.windows.entry(frame.from_incarnation).or_default();
-        window.heard = now;
-        let is_new = window.admits(frame.call);
-        if state.windows.len() > SENDERS_MAX {
-            let oldest = state.windows.iter().min_by_key(|(_, window)| window.heard);
-            let oldest = oldest.map(|(life, _)| *life);
-            state.windows.retain(|life, _| Some(*life) != oldest);
+        let is_stranger = !is_known && !state.windows.contains_key(&frame.from_incarnation);
+        if is_stranger && state.windows.len() >= SENDERS_MAX {
+            // Far more lives than an installation has nodes. This one gets no answer.
+            return false;
         }
-        is_new
+        state.windows.entry(frame.from_incarnation).or_default().admits(frame.call)
     }
 
     fn send_answer(&self, view: &View, asked: &PeerFrame, answer: PeerAnswer) {
@@ -302,6 +329,18 @@ impl Inbox for Peers {
             Err(error) => tracing::warn!(%error, "a frame from another node cannot be read"),
         }
     }
+}
+
+/// How long a call is waited for.
+fn patience(call: &PeerCall) -> Duration {
+    let milliseconds = match call {
+        PeerCall::Cube { call, .. } if call.may_be_repeated() => PEER_READ_MS_MAX,
+        PeerCall::Cube { .. }
+        | PeerCall::Prepare { .. }
+        | PeerCall::Take { .. }
+        | PeerCall::HandOver { .. } => PEER_CHANGE_MS_MAX,
+    };
+    Duration::from_millis(milliseconds)
 }
 
 /// Forgets a call when whoever asked stops waiting, whatever the reason.

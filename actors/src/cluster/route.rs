@@ -49,16 +49,7 @@ impl Cubes {
         call: CubeCall,
     ) -> Result<CubeAnswer> {
         if self.shared().cluster.is_none() {
-            return self.ask_here(context, key, &call).await.map_err(|error| match error.kind() {
-                ErrorKind::Fenced => Error::unavailable(error.message()).retry_after_ms(500),
-                ErrorKind::NotFound
-                | ErrorKind::Invalid
-                | ErrorKind::Conflict
-                | ErrorKind::Unavailable
-                | ErrorKind::Overloaded
-                | ErrorKind::Corrupt
-                | ErrorKind::Internal => error,
-            });
+            return self.ask_here(context, key, &call).await.map_err(outward);
         }
         let mut last = None;
         let mut is_in_doubt = false;
@@ -96,7 +87,7 @@ impl Cubes {
     pub(crate) async fn find(&self, key: &CubeKey) -> Result<()> {
         let shared = self.shared();
         if shared.cluster.is_none() {
-            return self.slot(key).await.map(|_| ());
+            return self.slot(key).await.map(|_| ()).map_err(outward);
         }
         let is_known = shared.directory.contains_key(key) || self.route(key).is_some();
         if is_known || self.manifest(key).await?.is_some() {
@@ -178,6 +169,10 @@ impl Cubes {
             }
             Ok(PeerAnswer::Failed(failure)) => Err(Refused::for_sure(failure.into())),
             Ok(PeerAnswer::WrongLife) | Err(Unanswered::NotSent) => Err(look_again()),
+            Err(Unanswered::Full) => {
+                let error = Error::overloaded("the queue of calls to other nodes", 100);
+                Err(Refused::for_sure(error))
+            }
             Err(Unanswered::Lost) if call.may_be_repeated() => {
                 Err(Refused { is_in_doubt: true, ..look_again() })
             }
@@ -211,7 +206,7 @@ impl Cubes {
     }
 
     /// Reads where a cube is from the store.
-    async fn locate(&self, key: &CubeKey, insist: bool) -> Result<Placement> {
+    pub(crate) async fn locate(&self, key: &CubeKey, insist: bool) -> Result<Placement> {
         let row = keys::ownership(&key.tenant, &key.cube);
         let output = self.store().read(vec![RangeRead::key(row)]).await?;
         let entry = output.pages.into_iter().flat_map(|page| page.entries).next();
@@ -305,6 +300,14 @@ async fn pause_before(turn: u32) {
     let (first, longest) = PAUSE_MS;
     let pause_ms = longest.min(first << exponent.min(10));
     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+}
+
+/// An error as callers outside should see it: where to ask again is not their affair.
+pub(crate) fn outward(error: Error) -> Error {
+    if error.kind() == ErrorKind::Fenced {
+        return Error::unavailable(error.message()).retry_after_ms(500);
+    }
+    error
 }
 
 /// Why a try did not work.

@@ -1,3 +1,7 @@
+//! Several nodes in one process, on paused time: who serves a cube, and what callers notice of it.
+
+mod slow_store;
+
 use std::{sync::Arc, time::Duration};
 
 use memcube_schemas::{
@@ -9,44 +13,65 @@ use memcube_schemas::{
 
 use super::{ClusterParts, ClusterSettings, LocalHub};
 use crate::{
-    CubeHandle, Cubes, ErrorKind, NodeParts, TenantContext,
+    CubeHandle, Cubes, Error, ErrorKind, NodeParts, TenantContext,
     cube::{AddRequest, SearchRequest, UpdateRequest},
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::Environment,
-    storage::{Commit, CommitToken, InMemoryStore, Mutation, RangeRead, StateStore},
+    storage::{Commit, CommitToken, InMemoryStore, Mutation, RangeRead, SharedStore, StateStore},
 };
 
 struct World {
     hub: LocalHub,
+    /// The store as it is.
     store: Arc<InMemoryStore>,
+    /// The store as the nodes reach it.
+    reached: SharedStore,
     nodes: Vec<Cubes>,
 }
 
 impl World {
     async fn of(count: u64) -> Self {
-        let mut world = Self {
-            hub: LocalHub::new(),
-            store: Arc::new(InMemoryStore::default()),
-            nodes: Vec::new(),
-        };
+        let store = Arc::new(InMemoryStore::default());
+        let mut world = Self::without_nodes(Arc::clone(&store), store);
         for number in 0..count {
             world.boot(number).await;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        settle().await;
         world
     }
 
+    fn without_nodes(store: Arc<InMemoryStore>, reached: SharedStore) -> Self {
+        Self { hub: LocalHub::new(), store, reached, nodes: Vec::new() }
+    }
+
     async fn boot(&mut self, number: u64) {
-        let environment = Environment::scripted(100 + self.nodes.len() as u64);
-        let node = node(number);
-        let transport = self.hub.transport(node.clone(), environment.clone());
+        let environment = self.next_environment();
         let model = Arc::new(ScriptedEmbedder::new(16));
         let embedder = EmbedderHandle::spawn(model, environment.clone()).await.expect("started");
-        let store: Arc<dyn StateStore> = Arc::<InMemoryStore>::clone(&self.store);
+        self.start(number, environment, Some(embedder)).await;
+    }
+
+    async fn boot_without_embedder(&mut self, number: u64) {
+        let environment = self.next_environment();
+        self.start(number, environment, None).await;
+    }
+
+    fn next_environment(&self) -> Environment {
+        Environment::scripted(100 + self.nodes.len() as u64)
+    }
+
+    async fn start(
+        &mut self,
+        number: u64,
+        environment: Environment,
+        embedder: Option<EmbedderHandle>,
+    ) {
+        let node = node(number);
+        let transport = self.hub.transport(node.clone(), environment.clone());
         let parts = NodeParts {
-            store,
+            store: Arc::clone(&self.reached),
             environment,
-            embedder: Some(embedder),
+            embedder,
             node,
             passivate_after_ms: 60_000,
             hot_cubes_max: 100,
@@ -69,6 +94,12 @@ impl World {
         decode(&output.pages[0].entries[0].value).expect("an ownership row")
     }
 
+    /// Asks one node to hand a cube over to another.
+    async fn hand_over(&self, id: &str, asked: usize, to: usize) -> Result<(), Error> {
+        let to = self.nodes[to].view().me;
+        self.nodes[asked].hand_over(&context(), &cube_id(id), &to).await
+    }
+
     /// Writes into the store that a node owns a cube.
     async fn give(&self, id: &str, number: usize) {
         let former = self.owner(id).await;
@@ -88,6 +119,11 @@ impl World {
         let view = |cubes: &Cubes| cubes.view().me == owner.node;
         self.nodes.iter().position(view).expect("one of the nodes")
     }
+}
+
+/// Waits until every node has seen every other.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 fn node(number: u64) -> NodeId {
@@ -184,8 +220,7 @@ async fn a_cube_is_handed_over_while_it_is_written_to_and_nothing_is_lost() {
     let mover = async {
         tokio::time::sleep(Duration::from_millis(15)).await;
         // Asked of a node that is neither the owner nor the target.
-        let place = &world.nodes[(from + 2) % 3];
-        place.hand_over(&context(), &cube_id("ann"), &world.nodes[to].view().me).await
+        world.hand_over("ann", (from + 2) % 3, to).await
     };
     let (added, moved) = tokio::join!(futures_util::future::join_all(writers), mover);
     moved.expect("handed over");

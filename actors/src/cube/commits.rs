@@ -175,9 +175,11 @@ impl Running {
                     batch.answers.drain(..).for_each(|(change, _)| change.reply.leak());
                 }
                 refuse(batch, then, &Error::from(error));
-                if !self.environment.plants(Defect::LostWake) {
-                    self.go_on(myself);
+                if self.environment.plants(Defect::LostWake) {
+                    let batch = Batch::default();
+                    self.in_flight = Some(InFlight { batch, then: Then::GoOn });
                 }
+                self.go_on(myself);
             }
         }
     }
@@ -198,6 +200,11 @@ impl Running {
     }
 
     fn go_on(&mut self, myself: &ActorRef<CubeMessage>) {
+        if self.is_lost {
+            // Whoever waits is sent to the new owner.
+            myself.stop(Some(STOPPED_FENCED.to_owned()));
+            return;
+        }
         self.start_commit(myself);
         self.leave_if_idle(myself);
     }

@@ -10,7 +10,7 @@ use memcube_schemas::{
     codec::{decode, encode},
     cube::{CubeManifest, Ownership, RequestRecord},
     keys,
-    limits::STANDBYS_MAX,
+    limits::{STANDBY_KEPT_MS, STANDBYS_MAX},
     memory::{MemoryItem, MemoryVector},
 };
 use tokio::sync::watch;
@@ -34,6 +34,9 @@ const PAGE_ENTRIES: usize = 4_096;
 /// Vectors written in one commit while a cube is re-embedded.
 const REEMBED_COMMIT_ITEMS: usize = 256;
 
+/// Vectors by the item they belong to.
+type Vectors = BTreeMap<MemoryId, Vec<f32>>;
+
 /// When a node may claim a cube.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claiming {
@@ -50,8 +53,8 @@ pub(crate) struct Hydrator {
     pub(crate) environment: Environment,
     embedder: Option<EmbedderHandle>,
     views: watch::Receiver<View>,
-    /// Cubes that were read ahead of a hand-over, oldest first.
-    standbys: Arc<Mutex<VecDeque<CubeState>>>,
+    /// Cubes that were read ahead of a hand-over, oldest first, each with the time when.
+    standbys: Arc<Mutex<VecDeque<(u64, CubeState)>>>,
 }
 
 impl Hydrator {
@@ -70,17 +73,20 @@ impl Hydrator {
     /// `NotFound` when there is no such cube, `Fenced` when another living node owns it, `Corrupt`
     /// when a row cannot be read, `Unavailable` when the store does not answer.
     pub(crate) async fn hydrate(&self, key: CubeKey) -> Result<CubeState> {
+        let standby = self.take_standby(&key);
         // Before the claim, so that a cube that does not exist leaves no row behind.
         self.read_manifest(&key).await?;
         let claim = self.claim(&key, Claiming::IfFree).await?;
         // The former owner may have written between the first read and the claim, but not since.
         let manifest = self.read_manifest(&key).await?;
-        if let Some(mut standby) = self.take_standby(&key, &manifest) {
+        if let Some(mut standby) = standby.filter(|standby| standby.manifest == manifest) {
             self.environment.reach("hydrate.standby-used", key.cube.as_str());
             standby.claim = claim;
             return Ok(standby);
         }
-        self.read_state(key, claim, manifest).await
+        let (mut state, items, mut vectors) = self.read_rows(key, claim, manifest).await?;
+        self.embed_missing(&mut state, &items, &mut vectors).await?;
+        self.fill(state, items, vectors).await
     }
 
     /// Reads a cube that another node owns, so that a hand-over to this node is short. What is read
@@ -90,50 +96,66 @@ impl Hydrator {
     /// As `hydrate`.
     pub(crate) async fn prepare(&self, key: CubeKey) -> Result<()> {
         let manifest = self.read_manifest(&key).await?;
-        let model = self.embedder.as_ref().map(EmbedderHandle::model);
-        if manifest.embedder.as_ref() != model {
-            // It will be embedded anew, and that is for its owner to do.
-            return Ok(());
-        }
         // A claim that no commit ever checks.
         let claim = Claim { epoch: Epoch::default(), row: Version::default() };
-        let state = self.read_state(key, claim, manifest).await?;
+        let (state, items, vectors) = self.read_rows(key, claim, manifest).await?;
+        let is_embedded = |item: &MemoryItem| vectors.contains_key(&item.id);
+        if self.embedder.is_some() && !items.iter().all(is_embedded) {
+            // What is missing, its owner will embed.
+            return Ok(());
+        }
+        let state = self.fill(state, items, vectors).await?;
+        self.drop_standby(&state.key);
         let mut standbys = self.standbys();
-        standbys.retain(|standby| standby.key != state.key);
-        standbys.push_back(state);
+        standbys.push_back((self.environment.monotonic_us(), state));
         if standbys.len() > STANDBYS_MAX {
             standbys.pop_front();
         }
         Ok(())
     }
 
-    fn standbys(&self) -> MutexGuard<'_, VecDeque<CubeState>> {
+    fn standbys(&self) -> MutexGuard<'_, VecDeque<(u64, CubeState)>> {
         self.standbys.lock().expect("invariant: nothing panics while it holds the standbys")
     }
 
-    /// The cube as it was read ahead, if that is still what the store holds.
-    fn take_standby(&self, key: &CubeKey, manifest: &CubeManifest) -> Option<CubeState> {
+    /// Takes out what was read ahead, and forgets what nobody asked for in time.
+    fn take_standby(&self, key: &CubeKey) -> Option<CubeState> {
+        let now_us = self.environment.monotonic_us();
         let mut standbys = self.standbys();
-        let place = standbys.iter().position(|standby| standby.key == *key)?;
-        standbys.remove(place).filter(|standby| standby.manifest == *manifest)
+        standbys.retain(|(at_us, _)| now_us.saturating_sub(*at_us) < STANDBY_KEPT_MS * 1_000);
+        let place = standbys.iter().position(|(_, standby)| standby.key == *key)?;
+        standbys.remove(place).map(|(_, standby)| standby)
     }
 
-    async fn read_state(
+    fn drop_standby(&self, key: &CubeKey) {
+        drop(self.take_standby(key));
+    }
+
+    /// Reads the items of a cube, and their vectors as far as there are any.
+    async fn read_rows(
         &self,
         key: CubeKey,
         claim: Claim,
         manifest: CubeManifest,
-    ) -> Result<CubeState> {
+    ) -> Result<(CubeState, Vec<MemoryItem>, Vectors)> {
         let model = self.embedder.as_ref().map(|embedder| embedder.model().clone());
-        let mut vectors = match &manifest.embedder {
+        let vectors = match &manifest.embedder {
             Some(embedder) if Some(embedder) == model.as_ref() => {
                 self.read_vectors(&key, embedder).await?
             }
             Some(_) | None => BTreeMap::new(),
         };
-        let mut state = CubeState::new(key, claim, manifest, model);
-        let items = self.read_items(&state.key).await?;
-        self.embed_missing(&mut state, &items, &mut vectors).await?;
+        let items = self.read_items(&key).await?;
+        Ok((CubeState::new(key, claim, manifest, model), items, vectors))
+    }
+
+    /// Puts together what was read.
+    async fn fill(
+        &self,
+        mut state: CubeState,
+        items: Vec<MemoryItem>,
+        mut vectors: Vectors,
+    ) -> Result<CubeState> {
         for item in items {
             let vector = vectors.remove(&item.id);
             state.insert(item, vector.as_deref());
@@ -245,11 +267,7 @@ impl Hydrator {
         entries.iter().map(|entry| Ok(decode::<MemoryItem>(&entry.value)?)).collect()
     }
 
-    async fn read_vectors(
-        &self,
-        key: &CubeKey,
-        model: &ModelId,
-    ) -> Result<BTreeMap<MemoryId, Vec<f32>>> {
+    async fn read_vectors(&self, key: &CubeKey, model: &ModelId) -> Result<Vectors> {
         let entries = self.read_all(keys::vectors(&key.tenant, &key.cube, model)).await?;
         let mut vectors = BTreeMap::new();
         for entry in entries {
@@ -281,7 +299,7 @@ impl Hydrator {
         &self,
         state: &mut CubeState,
         items: &[MemoryItem],
-        vectors: &mut BTreeMap<MemoryId, Vec<f32>>,
+        vectors: &mut Vectors,
     ) -> Result<()> {
         let (Some(embedder), Some(model)) = (&self.embedder, state.model.clone()) else {
             return Ok(());

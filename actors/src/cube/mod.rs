@@ -71,6 +71,8 @@ pub(crate) struct Running {
     reads: Reads,
     in_flight: Option<InFlight>,
     is_passivating: bool,
+    /// A look at the store has shown another owner: the cube ends with the commit under way.
+    is_lost: bool,
     successor: Option<Successor>,
 }
 
@@ -96,6 +98,7 @@ impl Actor for CubeActor {
             reads: Reads::default(),
             in_flight: None,
             is_passivating: false,
+            is_lost: false,
             successor: None,
         })
     }

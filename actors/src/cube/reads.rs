@@ -87,7 +87,7 @@ impl Running {
 
     /// Asks the store whether this node still owns the cube, unless a question is under way.
     fn start_confirming(&mut self, myself: &ActorRef<CubeMessage>) {
-        if self.reads.covered.is_some() || self.reads.waiting.is_empty() {
+        if self.reads.covered.is_some() || self.reads.waiting.is_empty() || self.is_lost {
             return;
         }
         self.reads.covered = Some(std::mem::take(&mut self.reads.waiting));
@@ -126,10 +126,11 @@ impl Running {
                     .chain(self.reads.waiting.drain(..))
                     .for_each(|unconfirmed| unconfirmed.refuse(&fenced()));
                 // A commit under way may have come before the move: its callers are told first.
+                self.is_lost = true;
                 if self.in_flight.is_none() {
                     myself.stop(Some(STOPPED_FENCED.to_owned()));
-                    return;
                 }
+                return;
             }
             Err(error) => {
                 let error = Error::from(error);

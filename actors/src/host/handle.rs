@@ -11,7 +11,7 @@ use super::{Ask, Ended, HostMessage};
 use crate::{
     cube::{CubeKey, CubeSuccessor},
     directory::{QueueDepth, Slot},
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
 };
 
 /// The front door of the host.
@@ -49,11 +49,11 @@ impl HostHandle {
         node: NodeId,
         incarnation: Incarnation,
     ) -> Result<()> {
-        self.ask(|reply| {
-            let successor = CubeSuccessor { node, incarnation, reply };
-            HostMessage::HandOver { key, successor }
-        })
-        .await?
+        let (reply, answer) = oneshot::channel();
+        let successor = CubeSuccessor { node, incarnation, reply };
+        let ended = || Error::new(ErrorKind::Fenced, "the cube ended meanwhile; ask again");
+        self.actor.cast(HostMessage::HandOver { key, successor }).map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
     }
 
     pub(crate) fn queue(&self) -> QueueDepth {
@@ -66,8 +66,12 @@ impl HostHandle {
     }
 
     pub(crate) async fn shut_down(&self) {
-        // A host that is gone already has nothing left to shut down.
-        let _ = self.ask(|reply| HostMessage::ShutDown { reply }).await;
+        let (reply, answer) = oneshot::channel();
+        // A host that is gone already has nothing left to shut down. No place is taken: however many
+        // wait, this has to get through.
+        if self.actor.cast(HostMessage::ShutDown { reply }).is_ok() {
+            let _ = answer.await;
+        }
         // Waits until the actor is gone, and with it its hold on the store.
         let _ = self.actor.stop_and_wait(None, None).await;
     }

@@ -31,6 +31,7 @@ fn events_are_a_swarm_within_their_bounds() {
                 Fault::Pause { .. } => 100..=6_000,
                 Fault::StoreRecovery => 200..=3_000,
                 Fault::StoreFull => 500..=4_000,
+                Fault::Restart { .. } => 0..=0,
                 Fault::ClockJump { by_ms, .. } => {
                     assert!(by_ms.abs() <= 3_000);
                     0..=0
@@ -154,10 +155,28 @@ impl Hooks for World {
             self.tell("booted", node);
         })
     }
+
+    fn restart(&self, node: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            sleep_ms(self.boot_ms).await;
+            self.conditions.stop(node);
+            self.tell("stopped", node);
+            self.boot(node).await;
+        })
+    }
 }
 
 fn crash(node: u32, at_ms: u64, for_ms: u64) -> TimedFault {
     TimedFault { at_ms, for_ms, fault: Fault::Crash { node } }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_stops_in_order_starts_again_unless_it_crashes_meanwhile() {
+    let restart = TimedFault { at_ms: 100, for_ms: 0, fault: Fault::Restart { node: 0 } };
+    let told = World::new(50).inflict(std::slice::from_ref(&restart)).await;
+    assert_eq!(told, [(150, "stopped", 0), (150, "boot", 0), (200, "booted", 0)]);
+    let told = World::new(50).inflict(&[restart, crash(0, 120, 10)]).await;
+    assert_eq!(told, [(120, "crash", 0), (130, "boot", 0), (180, "booted", 0)]);
 }
 
 #[tokio::test(start_paused = true)]

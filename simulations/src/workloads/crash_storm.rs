@@ -42,10 +42,10 @@ fn storm(dice: Dice, plan: &Plan) -> Vec<TimedFault> {
         let node = dice.below("node", id, u64::from(plan.nodes));
         let node = u32::try_from(node).unwrap_or(0);
         let for_ms = 200 + dice.below("length", id, 6_000);
-        let fault = if dice.chance("kind", id, 700) {
-            Fault::Crash { node }
-        } else {
-            Fault::Pause { node }
+        let fault = match dice.below("kind", id, 10) {
+            0..6 => Fault::Crash { node },
+            6..8 => Fault::Restart { node },
+            _ => Fault::Pause { node },
         };
         events.push(TimedFault { at_ms, for_ms, fault });
     }

@@ -5,6 +5,7 @@
 //! come to rest. Then the checkers judge.
 
 mod client;
+mod cube;
 mod node;
 mod script;
 mod verdict;
@@ -23,8 +24,11 @@ use futures_util::future::BoxFuture;
 use memcube_actors::TenantContext;
 use memcube_schemas::{CubeId, Incarnation, NodeId, TenantId};
 
-pub use self::client::{CallError, Client, Cube};
 use self::node::NodeSlot;
+pub use self::{
+    client::{CallError, Client},
+    cube::Cube,
+};
 use crate::{
     blobs::SimBlobs,
     checkers,
@@ -67,6 +71,8 @@ pub(crate) struct Inner {
     moments: AtomicU64,
     operations: AtomicU64,
     clients: AtomicU64,
+    /// Nodes that were asked to stop and have not stopped yet.
+    stopping: Mutex<BTreeSet<u32>>,
     lives: Mutex<BTreeMap<Incarnation, (NodeId, u64)>>,
     violations: Mutex<Vec<Violation>>,
     queues: Mutex<Vec<QueueSample>>,
@@ -215,6 +221,7 @@ impl Inner {
             moments: AtomicU64::new(0),
             operations: AtomicU64::new(1 << 32),
             clients: AtomicU64::new(u64::from(OWN_CLIENTS_FROM)),
+            stopping: Mutex::default(),
             lives: Mutex::default(),
             violations: Mutex::default(),
             queues: Mutex::default(),
@@ -225,6 +232,10 @@ impl Inner {
         let tenant = TenantId::new(tenant)?;
         let context = TenantContext::authenticated(tenant, format!("client-{number}"));
         Ok(Client::new(Arc::clone(self), number, context))
+    }
+
+    fn stopping(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.stopping.lock().expect("invariant: nothing panics while it holds the nodes")
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<u32, NodeSlot>> {
@@ -373,5 +384,13 @@ impl Hooks for Power {
 
     fn boot(&self, node: u32) -> BoxFuture<'static, ()> {
         Box::pin(Arc::clone(&self.0).boot_node(node))
+    }
+
+    fn restart(&self, node: u32) -> BoxFuture<'static, ()> {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            inner.stop_node(node).await;
+            inner.boot_node(node).await;
+        })
     }
 }

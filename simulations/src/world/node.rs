@@ -1,8 +1,11 @@
 //! One simulated machine: it boots, crashes, and boots again.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use memcube_actors::{
@@ -12,11 +15,13 @@ use memcube_actors::{
     environment::{Environment, Faults, SeededEntropy, Spawner},
 };
 use memcube_schemas::{Incarnation, NodeId};
+use tokio::time::timeout;
 
 use crate::{
     clock::NodeClock,
     conditions::{Conditions, Place},
     device::FaultyEmbedder,
+    evidence::Violation,
     network::node_name,
     panics,
     plan::FaultClass,
@@ -24,6 +29,9 @@ use crate::{
     tasks::{NodeCompute, NodeSpawner},
     world::Inner,
 };
+
+/// How long a node may take to stop in order: longer than any call that it still serves.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node that runs.
 pub(crate) struct RunningNode {
@@ -127,9 +135,28 @@ impl Inner {
         Ok(started)
     }
 
+    /// Asks a node to stop, and waits until it has; that must not take for ever.
+    pub(crate) async fn stop_node(&self, node: u32) {
+        let Some(running) = self.running(node) else { return };
+        self.stopping().insert(node);
+        let stopped = timeout(STOP_PATIENCE, running.cubes.shut_down()).await;
+        if !self.conditions.is_current(node, running.life) {
+            return;
+        }
+        if stopped.is_ok() {
+            self.conditions.reach("node.stopped-in-order");
+        } else {
+            let what = format!("{} did not stop within {STOP_PATIENCE:?}", node_name(node));
+            self.accuse(Violation::new("liveness", what));
+        }
+        self.conditions.stop(node);
+        self.crash_node(node);
+    }
+
     /// Takes the power away. The conditions have ended the node's life already.
     pub(crate) fn crash_node(&self, node: u32) {
         let slot = self.nodes().remove(&node).unwrap_or_default();
+        self.stopping().remove(&node);
         if let Some(spawner) = slot.spawner {
             spawner.abort_all();
         }

@@ -26,7 +26,8 @@ impl Inner {
     pub(super) async fn gather(self: &Arc<Self>) -> Evidence {
         self.conditions.heal();
         for node in 0..self.plan.nodes {
-            if !self.conditions.is_up(node) || self.running(node).is_none() {
+            let is_stopping = self.stopping().contains(&node);
+            if is_stopping || !self.conditions.is_up(node) || self.running(node).is_none() {
                 self.conditions.begin(&crate::plan::Fault::Crash { node });
                 self.crash_node(node);
                 Arc::clone(self).boot_node(node).await;
