@@ -1,5 +1,6 @@
-//! An agent's workflow under simulated faults: it writes, a node restarts, it recalls. Every seed is
-//! another world of three nodes, in which messages get lost, commits stay unanswered, nodes crash.
+//! An agent's workflow under simulated faults: it writes, a node restarts, it recalls. Every seed
+//! is another world of three nodes, in which messages get lost, commits stay unanswered, nodes
+//! crash.
 //!
 //! `cargo run -p memcube-simulations --example agent_under_faults -- 20`, or `-- --seed 7`
 

@@ -37,7 +37,8 @@ pub enum FeedChange {
 /// One commit of one cube. Stored under `keys::feed_prefix` and a versionstamp.
 ///
 /// Invariant: in the order of the stamps, the versions of a cube that was made since 0.2.0 are 0
-/// (made), 1, 2, … until it is erased. The feed of an older cube begins with its first change since.
+/// (made), 1, 2, … until it is erased. The feed of an older cube begins with its first change
+/// since.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct FeedRecord {
     /// Which cube.

@@ -100,5 +100,8 @@ pub const PEER_READ_MS_MAX: u64 = 5_000;
 pub const PEER_CHANGE_MS_MAX: u64 = 20_000;
 /// Numbers of calls remembered for each sender: more than it can have under way.
 pub const PEER_WINDOW_CALLS: usize = 8_192;
+/// Milliseconds that the numbers of a sender are kept after it was last seen alive: longer than a
+/// transport may hold a frame back.
+pub const PEER_WINDOW_KEPT_MS: u64 = 60_000;
 /// Routes to cubes on other nodes that are remembered.
 pub const ROUTES_MAX: usize = 65_536;

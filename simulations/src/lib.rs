@@ -3,8 +3,8 @@
 //! A seed draws a plan: who asks what, and what goes wrong. The plan runs in a [`World`]: several
 //! nodes with the same actors as in production, on one thread and a paused clock, over a network, a
 //! store, devices and clocks that misbehave. Afterwards everything is healed, and checkers compare
-//! what callers were told with what the store holds. A run is a plain function of its plan: the same
-//! seed leaves the same trace, byte for byte, in every process.
+//! what callers were told with what the store holds. A run is a plain function of its plan: the
+//! same seed leaves the same trace, byte for byte, in every process.
 //!
 //! [`simulate`] runs a workflow of your own in such a world.
 

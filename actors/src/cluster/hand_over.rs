@@ -30,7 +30,8 @@ impl Cubes {
         let cluster = self.shared().cluster.as_ref();
         let cluster = cluster.ok_or_else(|| Error::invalid("this node is not one of several"))?;
         for turn in 0..TURNS_MAX {
-            // A remembered route would do to find the cube, but not to say that it is there already.
+            // A remembered route would do to find the cube, but not to say that it is there
+            // already.
             let is_hot = self.shared().directory.contains_key(&key);
             let place = if is_hot { Placement::Here } else { self.locate(&key, turn > 1).await? };
             let moved = match place {

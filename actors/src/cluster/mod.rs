@@ -1,8 +1,9 @@
-//! Several nodes over one store: who is alive, which node owns which cube, and how a call gets there.
+//! Several nodes over one store: who is alive, which node owns which cube, and how a call gets
+//! there.
 //!
-//! Safety rests on the store alone: a claim raises the epoch of a cube's ownership row, every commit
-//! checks that row, and in a cluster every read does too. Heartbeats, views and routes only say where
-//! to look first, so they may be wrong, and detection may be quick.
+//! Safety rests on the store alone: a claim raises the epoch of a cube's ownership row, every
+//! commit checks that row, and in a cluster every read does too. Heartbeats, views and routes only
+//! say where to look first, so they may be wrong, and detection may be quick.
 
 pub(crate) mod hand_over;
 pub(crate) mod membership;
@@ -34,9 +35,9 @@ pub struct ClusterParts {
 pub struct ClusterSettings {
     /// Milliseconds between two heartbeats.
     pub heartbeat_ms: u64,
-    /// Milliseconds without a heartbeat after which the others take a node for dead. Safety does not
-    /// depend on it; too short a time costs hand-overs, too long a time keeps cubes of a dead node
-    /// waiting.
+    /// Milliseconds without a heartbeat after which the others take a node for dead. Safety does
+    /// not depend on it; too short a time costs hand-overs, too long a time keeps cubes of a dead
+    /// node waiting.
     pub dead_after_ms: u64,
 }
 

@@ -19,7 +19,7 @@ use memcube_schemas::{
     codec::{decode, encode},
     limits::{
         CUBE_CALL_MS_MAX, PEER_CALLS_MAX, PEER_CHANGE_MS_MAX, PEER_READ_MS_MAX, PEER_SERVING_MAX,
-        PEER_WINDOW_CALLS,
+        PEER_WINDOW_CALLS, PEER_WINDOW_KEPT_MS,
     },
     peer::{PeerAnswer, PeerBody, PeerCall, PeerFailure, PeerFrame},
 };
@@ -73,7 +73,7 @@ pub(crate) struct Peers {
 struct State {
     last_call: u64,
     pending: BTreeMap<u64, Pending>,
-    /// Numbers seen of each sender, until it is dead.
+    /// Numbers seen of each sender, until it is long dead.
     windows: BTreeMap<Incarnation, Window>,
 }
 
@@ -89,9 +89,21 @@ struct Pending {
 struct Window {
     seen: BTreeSet<u64>,
     floor: u64,
+    /// Since when the sender is not seen alive.
+    gone_since_us: Option<u64>,
 }
 
 impl Window {
+    /// Whether it is still needed: frames of a sender that is gone may arrive for a while.
+    fn is_kept(&mut self, is_alive: bool, now_us: u64) -> bool {
+        if is_alive {
+            self.gone_since_us = None;
+            return true;
+        }
+        let since_us = *self.gone_since_us.get_or_insert(now_us);
+        now_us.saturating_sub(since_us) < PEER_WINDOW_KEPT_MS * 1_000
+    }
+
     /// Whether a number is new.
     fn admits(&mut self, call: u64) -> bool {
         if call <= self.floor || !self.seen.insert(call) {
@@ -208,17 +220,14 @@ impl Peers {
     fn drop_calls_to_the_dead(self: &Arc<Self>) {
         let (mut views, myself) = (self.views.clone(), self.myself.clone());
         self.environment.spawn(async move {
-            let mut alive_before: BTreeSet<Incarnation> = BTreeSet::new();
             while views.changed().await.is_ok() {
                 let Some(peers) = myself.upgrade() else { return };
                 let view = views.borrow_and_update().clone();
                 let is_alive = |life: &Incarnation| view.others.values().any(|other| other == life);
                 let mut state = peers.state();
                 state.pending.retain(|_, pending| is_alive(&pending.to));
-                let gone = |life: &Incarnation| alive_before.contains(life) && !is_alive(life);
-                state.windows.retain(|life, _| !gone(life));
-                drop(state);
-                alive_before = view.others.values().copied().collect();
+                let now_us = peers.environment.monotonic_us();
+                state.windows.retain(|life, window| window.is_kept(is_alive(life), now_us));
             }
         });
     }
@@ -251,8 +260,8 @@ impl Peers {
             return;
         }
         if !is_known {
-            // A sender that this node has not seen yet, or takes for dead. The number counts as seen
-            // all the same: whoever is told that nothing was done must be able to rely on it.
+            // A sender that this node has not seen yet, or takes for dead. The number counts as
+            // seen all the same: whoever is told that nothing was done must be able to rely on it.
             self.send_answer(&view, &frame, PeerAnswer::WrongLife);
             return;
         }
@@ -391,6 +400,19 @@ impl From<PeerFailure> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_seen_of_a_sender_outlives_it_for_a_while() {
+        let mut window = Window::default();
+        assert!(window.admits(1));
+        let kept_us = PEER_WINDOW_KEPT_MS * 1_000;
+        assert!(window.is_kept(false, 5), "it has just gone");
+        assert!(window.is_kept(false, kept_us));
+        assert!(window.is_kept(true, kept_us + 6), "it is back");
+        assert!(window.is_kept(false, 2 * kept_us), "and gone again");
+        assert!(!window.admits(1));
+        assert!(!window.is_kept(false, 3 * kept_us));
+    }
 
     #[test]
     fn a_number_is_admitted_once_and_what_is_too_old_never() {

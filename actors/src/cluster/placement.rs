@@ -45,8 +45,8 @@ pub(crate) enum Placement {
 
 /// Where a cube belongs. An owner that is alive keeps it; the cube of an owner that is not, and one
 /// that nobody ever owned, goes to the node with the highest score (rendezvous hashing, Thaler and
-/// Ravishankar 1998), so that all nodes with the same view agree. Whoever `insists` takes such a cube
-/// itself: it has been sent around by nodes whose views differ.
+/// Ravishankar 1998), so that all nodes with the same view agree. Whoever `insists` takes such a
+/// cube itself: it has been sent around by nodes whose views differ.
 pub(crate) fn place(
     row: Option<&Ownership>,
     view: &View,

@@ -1,4 +1,5 @@
-//! From a caller to the node that owns a cube: look where it is, ask there, follow it when it moves.
+//! From a caller to the node that owns a cube: look where it is, ask there, follow it when it
+//! moves.
 
 use std::{sync::Arc, time::Duration};
 

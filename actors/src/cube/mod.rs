@@ -1,9 +1,9 @@
 //! One MemCube: the actor that alone owns one user's or agent's memory.
 //!
-//! Receives: changes, reads and searches from its handle; the outcome of its own commits and looks at
-//! the store; from its host, the wish to leave RAM or to be handed over.
-//! Sends: replies, commits to the state store.
-//! Owns: every item, vector and index of the cube, between hydration and passivation.
+//! Receives: changes, reads and searches from its handle; the outcome of its own commits and looks
+//! at the store; from its host, the wish to leave RAM or to be handed over. Sends: replies, commits
+//! to the state store. Owns: every item, vector and index of the cube, between hydration and
+//! passivation.
 //!
 //! Invariant: nothing is answered before its commit is durable, and what is answered is findable.
 //! At most one commit is under way; changes that arrive meanwhile share the next one.

@@ -1,10 +1,10 @@
 //! Answers that need no commit: reads, and changes that are refused or were made before. They come
 //! from RAM, in a cluster only after the store has confirmed that this node still owns the cube.
 //!
-//! Invariant: an answer never shows less than what was acknowledged before the question. A node that is
-//! alone with its store cannot lose a cube to another; in a cluster an owner may have been replaced
-//! without having heard of it, and only the store knows. One look at the ownership row serves all
-//! reads that were waiting when it began.
+//! Invariant: an answer never shows less than what was acknowledged before the question. A node
+//! that is alone with its store cannot lose a cube to another; in a cluster an owner may have been
+//! replaced without having heard of it, and only the store knows. One look at the ownership row
+//! serves all reads that were waiting when it began.
 
 use std::{ops::Bound, sync::Arc};
 

@@ -67,8 +67,8 @@ impl HostHandle {
 
     pub(crate) async fn shut_down(&self) {
         let (reply, answer) = oneshot::channel();
-        // A host that is gone already has nothing left to shut down. No place is taken: however many
-        // wait, this has to get through.
+        // A host that is gone already has nothing left to shut down. No place is taken: however
+        // many wait, this has to get through.
         if self.actor.cast(HostMessage::ShutDown { reply }).is_ok() {
             let _ = answer.await;
         }

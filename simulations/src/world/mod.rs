@@ -1,8 +1,8 @@
 //! The simulated world: nodes, network, store, devices and clocks of one seed, on one thread.
 //!
-//! A run has two phases. In the first the callers work while faults strike; in the second everything
-//! is healed, and the cluster has to come back by itself, hold everything that was acknowledged, and
-//! come to rest. Then the checkers judge.
+//! A run has two phases. In the first the callers work while faults strike; in the second
+//! everything is healed, and the cluster has to come back by itself, hold everything that was
+//! acknowledged, and come to rest. Then the checkers judge.
 
 mod client;
 mod cube;

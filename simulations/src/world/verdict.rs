@@ -17,9 +17,9 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long after the heal late commits and dead owners are waited for.
 const SETTLE_STEP: Duration = Duration::from_millis(500);
 const SETTLE_STEPS_MAX: u32 = 40;
-/// How long calls that their callers gave up may still run: a lost frame, and the turns after it.
+/// How long calls that their callers gave up may still run: as long as a node waits for another.
 const REST_STEP: Duration = Duration::from_secs(2);
-const REST_STEPS_MAX: u32 = 8;
+const REST_STEPS_MAX: u32 = 13;
 
 impl Inner {
     /// Heals the world, and gathers what there is to judge.
@@ -94,7 +94,8 @@ impl Inner {
         probes
     }
 
-    /// Waits until no commit is on its way any more, and nobody runs a call that its caller gave up.
+    /// Waits until no commit is on its way any more, and nobody runs a call that its caller gave
+    /// up.
     async fn settle(&self) {
         for _ in 0..SETTLE_STEPS_MAX {
             if self.store.zombies() == 0 {
