@@ -36,7 +36,7 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
     planted(Defect::StaleReadAfterMove, "hand_over", 60),
     planted(Defect::DoubleHydrate, "crash_storm", 60),
     planted(Defect::ForgottenVector, "assistant", 60),
-    planted(Defect::DuplicateFrame, "hand_over", 60),
+    planted(Defect::DuplicateFrame, "hand_over", 200),
     planted(Defect::TenantMixUp, "tenants", 60),
     planted(Defect::LostWake, "assistant", 60),
     planted(Defect::LeakedPlace, "assistant", 60),
