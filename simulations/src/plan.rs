@@ -33,6 +33,23 @@ pub struct Plan {
     pub scripts: Vec<Script>,
 }
 
+impl Plan {
+    /// Three nodes for a minute, in which nobody does anything and nothing goes wrong.
+    #[must_use]
+    pub fn quiet(scenario: &str, seed: u64) -> Self {
+        Self {
+            scenario: scenario.to_owned(),
+            seed,
+            nodes: 3,
+            seconds: 60,
+            defects: BTreeSet::new(),
+            faults: BTreeMap::new(),
+            events: Vec::new(),
+            scripts: Vec::new(),
+        }
+    }
+}
+
 /// A fault that may strike whenever there is a chance: at a message, a commit, a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

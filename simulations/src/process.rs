@@ -338,16 +338,7 @@ mod tests {
     use super::*;
 
     fn plan(seed: u64) -> Plan {
-        Plan {
-            scenario: "toy".to_owned(),
-            seed,
-            nodes: 3,
-            seconds: 1,
-            defects: [].into(),
-            faults: [].into(),
-            events: Vec::new(),
-            scripts: Vec::new(),
-        }
+        Plan { seconds: 1, ..Plan::quiet("toy", seed) }
     }
 
     /// A world in which the seed says how it ends.

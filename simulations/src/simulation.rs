@@ -21,17 +21,7 @@ impl Simulation {
     /// Three nodes for a minute, without faults, under a name of your own.
     #[must_use]
     pub fn new(name: &str, seed: u64) -> Self {
-        let plan = Plan {
-            scenario: name.to_owned(),
-            seed,
-            nodes: 3,
-            seconds: 60,
-            defects: std::collections::BTreeSet::new(),
-            faults: std::collections::BTreeMap::new(),
-            events: Vec::new(),
-            scripts: Vec::new(),
-        };
-        Self { plan }
+        Self { plan: Plan::quiet(name, seed) }
     }
 
     /// So many nodes: 1 to 32.

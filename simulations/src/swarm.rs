@@ -478,16 +478,7 @@ mod tests {
     }
 
     fn plan(scenario: &str, seed: u64) -> Plan {
-        Plan {
-            scenario: scenario.to_owned(),
-            seed,
-            nodes: 3,
-            seconds: 1,
-            defects: [].into(),
-            faults: [].into(),
-            events: Vec::new(),
-            scripts: Vec::new(),
-        }
+        Plan { seconds: 1, ..Plan::quiet(scenario, seed) }
     }
 
     fn finished(trace_hash: u64, violations: Vec<Violation>) -> Verdict {

@@ -60,11 +60,14 @@ impl Cubes {
         for turn in 0..TURNS_MAX {
             pause_before(turn).await;
             let insist = turn >= TURNS_BEFORE_INSISTING;
-            let asked = match self.place(key, insist).await? {
-                Placement::Here => {
+            let asked = match self.place(key, insist).await {
+                Ok(Placement::Here) => {
                     self.ask_here(context, key, &call).await.map_err(Refused::for_sure)
                 }
-                Placement::There(node) => self.ask_there(context, key, &call, &node, insist).await,
+                Ok(Placement::There(node)) => {
+                    self.ask_there(context, key, &call, &node, insist).await
+                }
+                Err(error) => Err(Refused::for_sure(error)),
             };
             match asked {
                 Err(Refused { error, is_in_doubt: doubt }) => {

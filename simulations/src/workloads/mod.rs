@@ -14,9 +14,6 @@ use crate::{
     plan::{Action, Plan, Step},
 };
 
-/// Simulated seconds of work in a plan of the catalogue.
-pub const SECONDS: u32 = 60;
-
 /// One entry of the catalogue.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
@@ -62,16 +59,8 @@ pub fn plan(scenario: &str, seed: u64) -> Result<Plan> {
         .find(|workload| workload.name == scenario)
         .with_context(|| format!("there is no scenario `{scenario}`; there are: {}", names()))?;
     let dice = Dice::new(seed).fork(workload.name, 0);
-    let mut plan = Plan {
-        scenario: scenario.to_owned(),
-        seed,
-        nodes: 3,
-        seconds: SECONDS,
-        defects: std::collections::BTreeSet::new(),
-        faults: nemesis::draw_faults(dice.fork("faults", 0)),
-        events: Vec::new(),
-        scripts: Vec::new(),
-    };
+    let mut plan = Plan::quiet(scenario, seed);
+    plan.faults = nemesis::draw_faults(dice.fork("faults", 0));
     (workload.draw)(dice, &mut plan);
     let mut events = nemesis::draw_events(dice.fork("events", 0), plan.nodes, plan.seconds);
     plan.events.append(&mut events);
