@@ -6,6 +6,7 @@ use rkyv::{
 };
 
 use crate::{
+    blob::BlobId,
     codec::Stored,
     ids::{CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, UserId, Version},
 };
@@ -29,12 +30,67 @@ pub struct CubeManifest {
     pub items: u64,
     /// The model whose vectors lie beside the items; `None` while there are none.
     pub embedder: Option<ModelId>,
+    /// The newest snapshot. What changed since lies under `keys::tails`.
+    pub snapshot: Option<SnapshotRef>,
 }
 
 impl Stored for CubeManifest {
     const NAME: &'static str = "cube manifest";
     const KIND: u8 = 4;
-    const FORMAT: u8 = 1;
+    const FORMAT: u8 = 2;
+
+    fn decode_former(format: u8, payload: &[u8]) -> Option<Result<Self, rancor::Error>> {
+        (format == 1).then(|| rkyv::from_bytes::<CubeManifestV1, _>(payload).map(Self::from))
+    }
+}
+
+/// A snapshot of a cube: a blob that holds all its items as they were at a version. Derived; the
+/// rows are the truth.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SnapshotRef {
+    /// Where it lies.
+    pub blob: BlobId,
+    /// The version of the cube that it stands for.
+    pub version: Version,
+}
+
+/// As 0.1.0 and 0.2.0 wrote it: without snapshots.
+#[derive(Archive, Serialize, Deserialize)]
+struct CubeManifestV1 {
+    id: CubeId,
+    name: String,
+    owner: Option<UserId>,
+    created_at_ms: i64,
+    updated_at_ms: i64,
+    version: Version,
+    items: u64,
+    embedder: Option<ModelId>,
+}
+
+impl From<CubeManifestV1> for CubeManifest {
+    fn from(former: CubeManifestV1) -> Self {
+        let CubeManifestV1 {
+            id,
+            name,
+            owner,
+            created_at_ms,
+            updated_at_ms,
+            version,
+            items,
+            embedder,
+        } = former;
+        Self {
+            id,
+            name,
+            owner,
+            created_at_ms,
+            updated_at_ms,
+            version,
+            items,
+            embedder,
+            snapshot: None,
+        }
+    }
 }
 
 /// Who owns a cube. Stored under `keys::ownership`, written only on claim and hand-off.

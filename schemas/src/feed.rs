@@ -5,7 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::{
     codec::Stored,
-    ids::{CubeId, Epoch, MemoryId, Version},
+    ids::{CubeId, Epoch, MemoryId, Stamp, Version},
 };
 
 /// What became of one item.
@@ -56,5 +56,19 @@ pub struct FeedRecord {
 impl Stored for FeedRecord {
     const NAME: &'static str = "feed record";
     const KIND: u8 = 9;
+    const FORMAT: u8 = 1;
+}
+
+/// How far a shard of a feed was read by a consumer (`keys::feed_cursor`), or cut off
+/// (`keys::feed_floor`): everything up to here, and nothing after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct FeedMark {
+    /// The last record that counts.
+    pub stamp: Stamp,
+}
+
+impl Stored for FeedMark {
+    const NAME: &'static str = "feed mark";
+    const KIND: u8 = 12;
     const FORMAT: u8 = 1;
 }

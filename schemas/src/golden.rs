@@ -14,14 +14,15 @@ use rkyv::{
 };
 
 use crate::{
+    blob::{BlobId, BlobRecord, BlobState},
     call::{ArmScores, CubeAnswer, CubeCall, Hit, RecallRequest, SearchOutcome, SearchRequest},
     codec::{Stored, decode, encode},
     conversation::Role,
-    cube::{ApiKeyRecord, CubeManifest, Ownership, RequestRecord},
-    feed::{FeedChange, FeedRecord, ItemChange},
+    cube::{ApiKeyRecord, CubeManifest, Ownership, RequestRecord, SnapshotRef},
+    feed::{FeedChange, FeedMark, FeedRecord, ItemChange},
     ids::{
-        ConversationId, CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, TenantId, UserId,
-        Version,
+        ConversationId, CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, Stamp, TenantId,
+        UserId, Version,
     },
     memory::{
         ChangeReason, MemoryItem, MemoryKind, MemoryRevision, MemoryStatus, MemoryVector,
@@ -123,7 +124,10 @@ fn what_was_once_written_stays_readable() {
         version: Version(9),
         items: 12,
         embedder: Some(ModelId::new("minilm-l6-v2@53aa5117").expect("valid")),
+        snapshot: Some(SnapshotRef { blob: BlobId([7; 32]), version: Version(5) }),
     });
+    check(&BlobRecord { state: BlobState::Live, bytes: 1 << 20, at_ms: 1_700_000_000_004 });
+    check(&FeedMark { stamp: Stamp::end_of(Version(11)) });
     check(&Ownership {
         epoch: Epoch(3),
         node: NodeId::new("node-1").expect("valid"),

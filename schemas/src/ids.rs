@@ -213,6 +213,72 @@ impl<'de> serde::Deserialize<'de> for MemoryId {
     }
 }
 
+/// Reads bytes from exactly two hexadecimal digits each.
+pub(crate) fn from_hex<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != BYTES || !rest.is_empty() {
+        return None;
+    }
+    let mut bytes = [0_u8; BYTES];
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(bytes)
+}
+
+/// A place in an event feed: the version of a commit, and what orders within it. Stamps of one
+/// store sort in commit order. See `keys::feed_stamp`.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Archive,
+    Serialize,
+    Deserialize,
+)]
+pub struct Stamp(pub [u8; 12]);
+
+impl Stamp {
+    /// After everything that commits up to this version wrote.
+    #[must_use]
+    pub fn end_of(version: Version) -> Self {
+        let mut bytes = [0xff_u8; 12];
+        bytes[..8].copy_from_slice(&version.0.to_be_bytes());
+        Self(bytes)
+    }
+
+    /// The version of the commit.
+    #[must_use]
+    pub fn version(self) -> Version {
+        let mut bytes = [0_u8; 8];
+        bytes.copy_from_slice(&self.0[..8]);
+        Version(u64::from_be_bytes(bytes))
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Stamp {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let reason = || format!("`{text}` is not 24 hexadecimal digits");
+        from_hex(text).map(Self).ok_or_else(|| InvalidId { what: "stamp", reason: reason() })
+    }
+}
+
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -8,13 +8,19 @@
 
 use foundationdb_tuple::{Bytes, Element, pack, unpack};
 
-use crate::ids::{CubeId, MemoryId, ModelId, NodeId, RequestId, TenantId};
+use crate::{
+    blob::BlobId,
+    ids::{CubeId, MemoryId, ModelId, NodeId, RequestId, Stamp, TenantId, Version},
+};
 
 /// First element of keys that belong to the installation. No [`TenantId`] is empty.
 const INSTALLATION: &str = "";
 
 const API_KEY: u16 = 1;
 const NODE: u16 = 2;
+const FEED_POINTER: u16 = 3;
+const FEED_DOORBELL: u16 = 4;
+const SCHEMA_GATE: u16 = 5;
 const MANIFEST: u16 = 10;
 const OWNERSHIP: u16 = 11;
 const ITEM: u16 = 12;
@@ -22,10 +28,19 @@ const HISTORY: u16 = 13;
 const VECTOR: u16 = 14;
 const REQUEST: u16 = 15;
 const FEED: u16 = 16;
+const FEED_FLOOR: u16 = 17;
+const FEED_CURSOR: u16 = 18;
+const BLOB: u16 = 19;
+const BLOB_REFERENCE: u16 = 20;
+const TAIL: u16 = 21;
 
 /// Shards of a tenant's event feed, so that its newest rows are not one hot spot. Part of the
 /// format: never changed.
 pub const FEED_SHARDS: u16 = 8;
+
+/// Rings over which the news of all feeds are spread, so that whoever follows them waits for one key
+/// a ring and never for one a cube. Part of the format: never changed.
+pub const FEED_RINGS: u16 = 256;
 
 /// A half-open range of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,11 +112,58 @@ pub fn nodes() -> KeyRange {
 /// The shard of its tenant's feed that tells of a cube.
 #[must_use]
 pub fn feed_shard(cube: &CubeId) -> u16 {
-    // FNV-1a: part of the format, like the number of shards.
-    let hash = cube.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    spread(cube.as_str().bytes(), FEED_SHARDS)
+}
+
+/// FNV-1a over the bytes, cut to a range: part of the format, like the ranges.
+fn spread(bytes: impl Iterator<Item = u8>, range: u16) -> u16 {
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    u16::try_from(hash % u64::from(FEED_SHARDS)).expect("invariant: smaller than `FEED_SHARDS`")
+    u16::try_from(hash % u64::from(range)).expect("invariant: smaller than the range")
+}
+
+/// The ring on which news of a shard of a tenant's feed are told.
+#[must_use]
+pub fn feed_ring(tenant: &TenantId, shard: u16) -> u16 {
+    spread(tenant.as_str().bytes().chain(shard.to_be_bytes()), FEED_RINGS)
+}
+
+/// The doorbell of a ring, written by every commit that is told on it. Its value says nothing; who
+/// follows a ring waits for it to change.
+#[must_use]
+pub fn feed_doorbell(ring: u16) -> Vec<u8> {
+    pack(&(INSTALLATION, FEED_DOORBELL, ring))
+}
+
+/// Says that a shard of a tenant's feed has news, written by every commit to it. Whoever has worked
+/// the news off removes it, on the condition that it was not written again.
+#[must_use]
+pub fn feed_pointer(tenant: &TenantId, shard: u16) -> Vec<u8> {
+    let ring = feed_ring(tenant, shard);
+    pack(&(INSTALLATION, FEED_POINTER, ring, tenant.as_str(), shard))
+}
+
+/// The pointers of one ring.
+#[must_use]
+pub fn feed_pointers(ring: u16) -> KeyRange {
+    KeyRange::below(&pack(&(INSTALLATION, FEED_POINTER, ring)))
+}
+
+/// The tenant and the shard that a pointer names.
+#[must_use]
+pub fn pointed_feed(key: &[u8]) -> Option<(TenantId, u16)> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let [_, _, _, Element::String(tenant), Element::Int(shard)] = elements.as_slice() else {
+        return None;
+    };
+    Some((TenantId::new(tenant.as_ref()).ok()?, u16::try_from(*shard).ok()?))
+}
+
+/// Which formats the rows of this store have.
+#[must_use]
+pub fn schema_gate() -> Vec<u8> {
+    pack(&(INSTALLATION, SCHEMA_GATE))
 }
 
 /// What stands before the versionstamp in the keys of one shard of a tenant's feed.
@@ -118,6 +180,82 @@ pub fn feed(tenant: &TenantId, shard: u16) -> KeyRange {
     range.start.pop();
     range.end.push(0xff);
     range
+}
+
+/// The key of one record of a feed.
+#[must_use]
+pub fn feed_record(tenant: &TenantId, shard: u16, stamp: Stamp) -> Vec<u8> {
+    let mut key = feed_prefix(tenant, shard);
+    key.extend_from_slice(&stamp.0);
+    key
+}
+
+/// The stamp at the end of a feed record's key.
+#[must_use]
+pub fn feed_stamp(key: &[u8]) -> Option<Stamp> {
+    key.last_chunk::<12>().map(|stamp| Stamp(*stamp))
+}
+
+/// Up to where a shard of a feed was cut off.
+#[must_use]
+pub fn feed_floor(tenant: &TenantId, shard: u16) -> Vec<u8> {
+    pack(&(tenant.as_str(), FEED_FLOOR, shard))
+}
+
+/// How far a consumer that is known by name has read a shard of a feed.
+#[must_use]
+pub fn feed_cursor(tenant: &TenantId, shard: u16, consumer: &str) -> Vec<u8> {
+    pack(&(tenant.as_str(), FEED_CURSOR, shard, consumer))
+}
+
+/// How far each consumer has read a shard of a feed.
+#[must_use]
+pub fn feed_cursors(tenant: &TenantId, shard: u16) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), FEED_CURSOR, shard)))
+}
+
+/// One blob of a tenant.
+#[must_use]
+pub fn blob(tenant: &TenantId, id: BlobId) -> Vec<u8> {
+    pack(&(tenant.as_str(), BLOB, Bytes::from(&id.0[..])))
+}
+
+/// All blobs of a tenant.
+#[must_use]
+pub fn blobs(tenant: &TenantId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), BLOB)))
+}
+
+/// The blob at the end of a blob's key.
+#[must_use]
+pub fn trailing_blob_id(key: &[u8]) -> Option<BlobId> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let Element::Bytes(bytes) = elements.last()? else { return None };
+    Some(BlobId(bytes.as_ref().try_into().ok()?))
+}
+
+/// Says that a cube refers to a blob, and as what.
+#[must_use]
+pub fn blob_reference(tenant: &TenantId, id: BlobId, cube: &CubeId, purpose: &str) -> Vec<u8> {
+    pack(&(tenant.as_str(), BLOB_REFERENCE, Bytes::from(&id.0[..]), cube.as_str(), purpose))
+}
+
+/// Everything that refers to a blob.
+#[must_use]
+pub fn blob_references(tenant: &TenantId, id: BlobId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), BLOB_REFERENCE, Bytes::from(&id.0[..]))))
+}
+
+/// Which items of a cube one commit changed, kept while a snapshot is older than it.
+#[must_use]
+pub fn tail(tenant: &TenantId, cube: &CubeId, version: Version) -> Vec<u8> {
+    pack(&(tenant.as_str(), TAIL, cube.as_str(), version.0))
+}
+
+/// What changed in a cube since its snapshot, in order.
+#[must_use]
+pub fn tails(tenant: &TenantId, cube: &CubeId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), TAIL, cube.as_str())))
 }
 
 /// A cube's manifest.
@@ -193,7 +331,7 @@ pub fn requests(tenant: &TenantId, cube: &CubeId) -> KeyRange {
 #[must_use]
 pub fn everything_of_cube(tenant: &TenantId, cube: &CubeId) -> Vec<KeyRange> {
     let below = |kind: u16| KeyRange::below(&pack(&(tenant.as_str(), kind, cube.as_str())));
-    let mut ranges: Vec<KeyRange> = [ITEM, HISTORY, VECTOR, REQUEST].map(below).into();
+    let mut ranges: Vec<KeyRange> = [ITEM, HISTORY, VECTOR, REQUEST, TAIL].map(below).into();
     ranges.push(KeyRange::only(manifest(tenant, cube)));
     ranges
 }

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod blob;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod call;
 pub mod codec;
@@ -24,7 +25,8 @@ pub mod node;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod peer;
 
+pub use blob::BlobId;
 pub use ids::{
     ConversationId, CubeId, Epoch, Incarnation, InvalidId, MemoryId, ModelId, NodeId, RequestId,
-    TenantId, UserId, Version,
+    Stamp, TenantId, UserId, Version,
 };

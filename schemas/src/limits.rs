@@ -49,12 +49,17 @@ pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
 pub const EVENTS_PER_COMMIT_MAX: usize = 4_096;
 /// Items that one commit deletes; a larger deletion takes several.
 pub const DELETES_PER_COMMIT_MAX: usize = 10_000;
-/// Mutations of one commit: 10,000 messages, split, with item and vector each, still fit.
-pub const MUTATIONS_PER_COMMIT_MAX: usize = 400_000;
-/// Bytes of one key in the state store (FoundationDB's own limit is 10,000).
-pub const KEY_BYTES_MAX: usize = 8 << 10;
-/// Bytes of one value in the state store; larger ones become chunks or blobs.
-pub const VALUE_BYTES_MAX: usize = 4 << 20;
+/// Mutations of one commit: what the fullest one of a cube writes, several times over, and less than
+/// the 65,536 that a versionstamp can number.
+pub const MUTATIONS_PER_COMMIT_MAX: usize = 32_768;
+/// Bytes of one key in the state store: FoundationDB takes 10,000, and the keys of chunks are up to
+/// twice as long as those of their values.
+pub const KEY_BYTES_MAX: usize = 4 << 10;
+/// Bytes of one value in the state store; larger ones become blobs.
+pub const VALUE_BYTES_MAX: usize = 256 << 10;
+/// Bytes of one value under a versionstamped key: FoundationDB takes 100,000, and such values are
+/// not cut into chunks.
+pub const STAMPED_VALUE_BYTES_MAX: usize = 64 << 10;
 /// Commits that wait in the embedded store before further ones are refused.
 pub const STORE_QUEUE_MAX: usize = 4_096;
 /// Commits that share one fsync at the most.

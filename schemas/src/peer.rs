@@ -27,7 +27,8 @@ pub struct PeerFrame {
 impl Stored for PeerFrame {
     const NAME: &'static str = "peer frame";
     const KIND: u8 = 10;
-    const FORMAT: u8 = 1;
+    // Format 1 crossed no network: 0.2.0 had none between nodes.
+    const FORMAT: u8 = 2;
 }
 
 /// A call or its answer.

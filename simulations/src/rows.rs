@@ -1,12 +1,15 @@
 //! Reads store keys back: which row of which cube a key names.
 
 use foundationdb_tuple::{Element, unpack};
-use memcube_schemas::{CubeId, MemoryId, ModelId, RequestId, TenantId, Version};
+use memcube_schemas::{BlobId, CubeId, MemoryId, ModelId, RequestId, TenantId, Version};
 
 // The ordinals of `memcube_schemas::keys`, which keeps them to itself. They are persisted and never
 // reused, and a test below takes every builder of `keys` through here.
 const API_KEY: i64 = 1;
 const NODE: i64 = 2;
+const FEED_POINTER: i64 = 3;
+const FEED_DOORBELL: i64 = 4;
+const SCHEMA_GATE: i64 = 5;
 const MANIFEST: i64 = 10;
 const OWNERSHIP: i64 = 11;
 const ITEM: i64 = 12;
@@ -14,6 +17,11 @@ const HISTORY: i64 = 13;
 const VECTOR: i64 = 14;
 const REQUEST: i64 = 15;
 const FEED: i64 = 16;
+const FEED_FLOOR: i64 = 17;
+const FEED_CURSOR: i64 = 18;
+const BLOB: i64 = 19;
+const BLOB_REFERENCE: i64 = 20;
+const TAIL: i64 = 21;
 
 /// Bytes that a versionstamp adds to its prefix: the version, and the position in the commit.
 const STAMP_BYTES: usize = 12;
@@ -39,6 +47,18 @@ pub(crate) enum RowKey {
     Request { tenant: TenantId, cube: CubeId, request: RequestId },
     /// A record of a tenant's event feed.
     Feed { tenant: TenantId, shard: u16, version: Version, position: u32 },
+    /// Where news of a shard of a feed are told: a pointer, or the doorbell of a ring.
+    News,
+    /// Which formats the rows of the store have.
+    SchemaGate,
+    /// Up to where a shard of a tenant's feed was read or cut off.
+    FeedMark { tenant: TenantId, shard: u16 },
+    /// A blob.
+    Blob { tenant: TenantId, id: BlobId },
+    /// That a cube refers to a blob.
+    BlobReference { tenant: TenantId, id: BlobId, cube: CubeId },
+    /// Which items a commit of a cube changed since its snapshot.
+    Tail { tenant: TenantId, cube: CubeId, version: Version },
     /// Something that no builder of `keys` makes.
     Unknown,
 }
@@ -69,8 +89,12 @@ pub(crate) fn feed_prefix(prefix: &[u8]) -> Option<(TenantId, u16)> {
 pub(crate) fn range_start(start: &[u8]) -> Option<(TenantId, CubeId)> {
     // A range below a tuple starts at the tuple and a zero byte, which reads as one more element.
     let elements: Vec<Element<'_>> = unpack(start).ok()?;
-    let [Element::String(tenant), Element::Int(MANIFEST..=REQUEST), Element::String(cube), ..] =
-        elements.as_slice()
+    let [
+        Element::String(tenant),
+        Element::Int(MANIFEST..=REQUEST | TAIL),
+        Element::String(cube),
+        ..,
+    ] = elements.as_slice()
     else {
         return None;
     };
@@ -83,10 +107,24 @@ fn of_tuple(elements: &[Element<'_>]) -> Option<RowKey> {
         return match kind {
             API_KEY => Some(RowKey::ApiKey),
             NODE => Some(RowKey::Node),
+            FEED_POINTER | FEED_DOORBELL => Some(RowKey::News),
+            SCHEMA_GATE => Some(RowKey::SchemaGate),
             _ => None,
         };
     }
     let tenant = TenantId::new(text(elements, 0)?).ok()?;
+    match kind {
+        FEED_FLOOR | FEED_CURSOR => {
+            let shard = u16::try_from(integer(elements, 2)?).ok()?;
+            return Some(RowKey::FeedMark { tenant, shard });
+        }
+        BLOB => return Some(RowKey::Blob { tenant, id: blob_id(elements, 2)? }),
+        BLOB_REFERENCE => {
+            let cube = CubeId::new(text(elements, 3)?).ok()?;
+            return Some(RowKey::BlobReference { tenant, id: blob_id(elements, 2)?, cube });
+        }
+        _ => {}
+    }
     let cube = CubeId::new(text(elements, 2)?).ok()?;
     match (kind, elements.len()) {
         (MANIFEST, 3) => Some(RowKey::Manifest { tenant, cube }),
@@ -99,6 +137,10 @@ fn of_tuple(elements: &[Element<'_>]) -> Option<RowKey> {
         (VECTOR, 5) => {
             let model = ModelId::new(text(elements, 3)?).ok()?;
             Some(RowKey::Vector { tenant, cube, model, id: memory_id(elements, 4)? })
+        }
+        (TAIL, 4) => {
+            let version = Version(u64::try_from(integer(elements, 3)?).ok()?);
+            Some(RowKey::Tail { tenant, cube, version })
         }
         (REQUEST, 4) => {
             let request = RequestId::new(text(elements, 3)?).ok()?;
@@ -123,6 +165,11 @@ fn text<'a>(elements: &'a [Element<'_>], index: usize) -> Option<&'a str> {
 
 fn integer(elements: &[Element<'_>], index: usize) -> Option<i64> {
     if let Element::Int(number) = elements.get(index)? { Some(*number) } else { None }
+}
+
+fn blob_id(elements: &[Element<'_>], index: usize) -> Option<BlobId> {
+    let Element::Bytes(bytes) = elements.get(index)? else { return None };
+    Some(BlobId(bytes.as_ref().try_into().ok()?))
 }
 
 fn memory_id(elements: &[Element<'_>], index: usize) -> Option<MemoryId> {
@@ -151,7 +198,22 @@ mod tests {
         let both = || (tenant.clone(), cube.clone());
         let ((t1, c1), (t2, c2), (t3, c3)) = (both(), both(), both());
         let ((t4, c4), (t5, c5), (t6, c6)) = (both(), both(), both());
+        let blob = BlobId([0; 32]);
         let cases = [
+            (keys::feed_pointer(t, 3), RowKey::News),
+            (keys::feed_doorbell(3), RowKey::News),
+            (keys::schema_gate(), RowKey::SchemaGate),
+            (keys::feed_floor(t, 3), RowKey::FeedMark { tenant: tenant.clone(), shard: 3 }),
+            (keys::feed_cursor(t, 3, "x"), RowKey::FeedMark { tenant: tenant.clone(), shard: 3 }),
+            (keys::blob(t, blob), RowKey::Blob { tenant: tenant.clone(), id: blob }),
+            (
+                keys::blob_reference(t, blob, c, "snapshot"),
+                RowKey::BlobReference { tenant: tenant.clone(), id: blob, cube: cube.clone() },
+            ),
+            (
+                keys::tail(t, c, Version(7)),
+                RowKey::Tail { tenant: tenant.clone(), cube: cube.clone(), version: Version(7) },
+            ),
             (keys::node(&NodeId::new("n1").expect("valid")), RowKey::Node),
             (keys::api_key(&[0; 32]), RowKey::ApiKey),
             (keys::manifest(t, c), RowKey::Manifest { tenant: t1, cube: c1 }),

@@ -448,6 +448,19 @@ impl StateStore for Handle {
         !self.conditions().is_store_full()
     }
 
+    fn changed(
+        &self,
+        key: Vec<u8>,
+        seen: Option<Version>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.ask("changed", dice::hash(&key)).await?;
+            self.store.0.disk.changed(key, seen).await?;
+            self.conditions().running(self.node, self.life).await;
+            Ok(())
+        })
+    }
+
     fn outcome(&self, token: CommitToken) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
         Box::pin(async move {
             let result = self.outcome_now(token).await;

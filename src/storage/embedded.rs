@@ -27,7 +27,7 @@ use std::{
 use fjall::Snapshot;
 use futures_util::future::BoxFuture;
 use memcube_actors::storage::{
-    Commit, CommitToken, RangePage, RangeRead, ReadOutput, StateStore, StoreError,
+    Commit, CommitToken, Doorbells, RangePage, RangeRead, ReadOutput, StateStore, StoreError,
 };
 use memcube_schemas::{Version, keys::KeyRange, limits::STORE_QUEUE_MAX};
 use tokio::sync::{Semaphore, oneshot};
@@ -57,6 +57,7 @@ struct Shared {
     engine: Engine,
     published: RwLock<Arc<Published>>,
     range_reads: Semaphore,
+    doorbells: Doorbells,
     /// Whether commits are taken: not any more after a failed write.
     is_writable: AtomicBool,
     /// Last, so that the directory stays locked until the engine has closed.
@@ -93,6 +94,7 @@ impl EmbeddedStore {
             engine,
             published: RwLock::new(Arc::new(Published { version, snapshot })),
             range_reads: Semaphore::new(RANGE_READS_MAX),
+            doorbells: Doorbells::default(),
             is_writable: AtomicBool::new(true),
             directory,
         });
@@ -151,6 +153,23 @@ impl StateStore for EmbeddedStore {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Version, StoreError>> {
         Box::pin(self.submit(commit))
+    }
+
+    fn changed(
+        &self,
+        key: Vec<u8>,
+        seen: Option<Version>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let rung = self.shared.doorbells.listen(key.clone());
+            let read = self.shared.read(&[RangeRead::key(key)])?;
+            let found = read.pages.first().and_then(|page| page.entries.first());
+            if found.map(|entry| entry.version) == seen {
+                // The bell goes with the store at the latest.
+                let _ = rung.await;
+            }
+            Ok(())
+        })
     }
 
     fn is_writable(&self) -> bool {

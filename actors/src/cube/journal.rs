@@ -73,7 +73,7 @@ pub(crate) fn mutations(
     }
     mutations.push(set_manifest(&state.key, manifest));
     let changes = recorded.iter().map(|change| item_change(change.event)).collect();
-    mutations.push(feed(
+    mutations.extend(feed(
         &state.key,
         &FeedRecord {
             cube: cube.clone(),
@@ -95,13 +95,20 @@ pub(crate) fn made(key: &CubeKey, manifest: &CubeManifest) -> Vec<Mutation> {
         at_ms: manifest.created_at_ms,
         change: FeedChange::CubeMade,
     };
-    vec![set_manifest(key, manifest), feed(key, &record)]
+    [set_manifest(key, manifest)].into_iter().chain(feed(key, &record)).collect()
 }
 
-/// Tells of a commit in the feed of its tenant.
-fn feed(key: &CubeKey, record: &FeedRecord) -> Mutation {
-    let prefix = keys::feed_prefix(&key.tenant, keys::feed_shard(&key.cube));
-    Mutation::SetVersionstamped { prefix, value: encode(record) }
+/// Tells of a commit in the feed of its tenant, says that it has news, and rings.
+fn feed(key: &CubeKey, record: &FeedRecord) -> [Mutation; 3] {
+    let shard = keys::feed_shard(&key.cube);
+    let prefix = keys::feed_prefix(&key.tenant, shard);
+    let pointer = keys::feed_pointer(&key.tenant, shard);
+    let doorbell = keys::feed_doorbell(keys::feed_ring(&key.tenant, shard));
+    [
+        Mutation::SetVersionstamped { prefix, value: encode(record) },
+        Mutation::Set { key: pointer, value: Vec::new() },
+        Mutation::Set { key: doorbell, value: Vec::new() },
+    ]
 }
 
 fn item_change(event: &CubeEvent) -> (MemoryId, ItemChange, u32) {
@@ -212,7 +219,7 @@ pub(crate) fn erase(key: &CubeKey, claim: &Claim, version: Version, now_ms: i64)
         change: FeedChange::CubeErased,
     };
     let clear = ranges.into_iter().map(|range| Mutation::ClearRange { range });
-    clear.chain([feed(key, &record)]).collect()
+    clear.chain(feed(key, &record)).collect()
 }
 
 /// Names the next owner of a cube.

@@ -53,6 +53,7 @@ impl Cubes {
             version: Version(0),
             items: 0,
             embedder: None,
+            snapshot: None,
         };
         let checks = vec![Check::Absent { key: keys::manifest(context.tenant(), &manifest.id) }];
         let key = CubeKey { tenant: context.tenant().clone(), cube: manifest.id.clone() };
@@ -208,6 +209,7 @@ fn unreadable(key: &[u8], error: &DecodeError) -> Option<CubeDescription> {
         version: Version(0),
         items: 0,
         embedder: None,
+        snapshot: None,
     };
     Some(CubeDescription { manifest, is_hot: false, quarantine: Some(error.to_string()) })
 }

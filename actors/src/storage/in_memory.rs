@@ -12,14 +12,15 @@ use futures_util::future::BoxFuture;
 use memcube_schemas::{Version, keys::KeyRange, limits::COMMIT_TOKENS_MAX};
 
 use super::{
-    Check, Commit, CommitToken, Entry, Mutation, RangePage, RangeRead, ReadOutput, StateStore,
-    StoreError, counter_after_add, versionstamped_key,
+    Check, Commit, CommitToken, Doorbells, Entry, Mutation, RangePage, RangeRead, ReadOutput,
+    StateStore, StoreError, counter_after_add, versionstamped_key,
 };
 
 /// A state store in RAM. A clone shares the state, which is how a test "reopens" it.
 #[derive(Debug, Clone, Default)]
 pub struct InMemoryStore {
     state: Arc<Mutex<State>>,
+    doorbells: Arc<Doorbells>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +80,26 @@ impl StateStore for InMemoryStore {
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Version, StoreError>> {
         Box::pin(async move {
             commit.check_limits()?;
-            self.state().commit(commit)
+            let mut changed = Vec::new();
+            let version = self.state().commit(commit, &mut changed)?;
+            self.doorbells.ring(changed.iter().map(Vec::as_slice));
+            Ok(version)
+        })
+    }
+
+    fn changed(
+        &self,
+        key: Vec<u8>,
+        seen: Option<Version>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let rung = self.doorbells.listen(key.clone());
+            let found = self.state().entries.get(&key).map(|(version, _)| *version);
+            if found == seen {
+                // The bell goes with the store at the latest.
+                let _ = rung.await;
+            }
+            Ok(())
         })
     }
 
@@ -109,7 +129,12 @@ impl State {
         self.entries.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
     }
 
-    fn commit(&mut self, commit: Commit) -> Result<Version, StoreError> {
+    /// Executes a commit, and tells which keys it touched.
+    fn commit(
+        &mut self,
+        commit: Commit,
+        changed: &mut Vec<Vec<u8>>,
+    ) -> Result<Version, StoreError> {
         if let Some(version) = self.tokens.get(&commit.token) {
             return Ok(*version);
         }
@@ -118,7 +143,7 @@ impl State {
         }
         self.version = self.version.next();
         for (position, mutation) in commit.mutations.into_iter().enumerate() {
-            self.apply(position, mutation);
+            self.apply(position, mutation, changed);
         }
         self.remember(commit.token);
         Ok(self.version)
@@ -132,19 +157,22 @@ impl State {
         }
     }
 
-    fn apply(&mut self, position: usize, mutation: Mutation) {
+    fn apply(&mut self, position: usize, mutation: Mutation, changed: &mut Vec<Vec<u8>>) {
         let version = self.version;
         match mutation {
             Mutation::Set { key, value } => {
+                changed.push(key.clone());
                 self.entries.insert(key, (version, value));
             }
             Mutation::Clear { key } => {
                 self.entries.remove(&key);
+                changed.push(key);
             }
-            Mutation::ClearRange { range } => self.clear_range(&range),
+            Mutation::ClearRange { range } => changed.extend(self.clear_range(&range)),
             Mutation::Add { key, delta } => {
                 let before = self.entries.get(&key).map(|(_, value)| value.as_slice());
                 let value = counter_after_add(before, delta).to_vec();
+                changed.push(key.clone());
                 self.entries.insert(key, (version, value));
             }
             Mutation::SetVersionstamped { prefix, value } => {
@@ -154,11 +182,12 @@ impl State {
         }
     }
 
-    fn clear_range(&mut self, range: &KeyRange) {
+    fn clear_range(&mut self, range: &KeyRange) -> Vec<Vec<u8>> {
         let keys: Vec<Vec<u8>> = self.within(range).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            self.entries.remove(&key);
+        for key in &keys {
+            self.entries.remove(key);
         }
+        keys
     }
 
     fn remember(&mut self, token: CommitToken) {

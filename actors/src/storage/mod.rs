@@ -5,6 +5,7 @@
 //! backend. `in_memory` is the executable specification, `conformance` the suite that every backend
 //! passes.
 
+mod doorbells;
 mod in_memory;
 mod rules;
 
@@ -16,8 +17,9 @@ use std::{fmt, sync::Arc};
 use futures_util::future::BoxFuture;
 use memcube_schemas::{Version, keys::KeyRange};
 
+pub use doorbells::Doorbells;
 pub use in_memory::InMemoryStore;
-pub use rules::{counter_after_add, versionstamped_key};
+pub use rules::{STAMP_BYTES, counter_after_add, versionstamped_key};
 
 /// A shared state store.
 pub type SharedStore = Arc<dyn StateStore>;
@@ -141,13 +143,13 @@ pub enum Mutation {
         /// What to add.
         delta: i64,
     },
-    /// Writes a value under `prefix`, the commit's version in eight big-endian bytes, the position
-    /// of this mutation in the commit in four, so that such keys sort in commit order and never
-    /// collide.
+    /// Writes a value under `prefix` and a stamp of twelve bytes: the commit's version in eight
+    /// big-endian ones, in two its place among commits of one version, in two the position of this
+    /// mutation in the commit. So such keys sort in commit order and never collide.
     SetVersionstamped {
         /// What stands before the stamp.
         prefix: Vec<u8>,
-        /// The value.
+        /// The value, of at most `STAMPED_VALUE_BYTES_MAX`.
         value: Vec<u8>,
     },
 }
@@ -214,13 +216,24 @@ pub trait StateStore: Send + Sync + 'static {
     /// Reads ranges, all at one version that is at least that of every commit acknowledged before.
     fn read(&self, ranges: Vec<RangeRead>) -> BoxFuture<'_, Result<ReadOutput, StoreError>>;
 
-    /// Applies a commit, atomically and durably, and returns its version. Versions grow.
+    /// Applies a commit, atomically and durably, and returns its version. A commit that begins
+    /// after another was answered has a greater version; of commits at the same time several may
+    /// share one, and no read sees only some of those.
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Version, StoreError>>;
 
     /// Whether the store takes commits; a store that hit a full disk may still be read.
     fn is_writable(&self) -> bool {
         true
     }
+
+    /// Waits until the value of a key may be another than a read saw, which was written by the
+    /// commit `seen`, or was absent (`None`). It may return early, and it tells nothing: read
+    /// again.
+    ///
+    /// # Errors
+    /// As `read`; then the change may have been missed, so read again all the same.
+    fn changed(&self, key: Vec<u8>, seen: Option<Version>)
+    -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// The version of the commit with this token, or `None` if it did not and will not happen.
     fn outcome(&self, token: CommitToken) -> BoxFuture<'_, Result<Option<Version>, StoreError>>;

@@ -2,13 +2,14 @@
 
 use memcube_schemas::{
     Version,
-    limits::{KEY_BYTES_MAX, MUTATIONS_PER_COMMIT_MAX, VALUE_BYTES_MAX},
+    limits::{KEY_BYTES_MAX, MUTATIONS_PER_COMMIT_MAX, STAMPED_VALUE_BYTES_MAX, VALUE_BYTES_MAX},
 };
 
 use super::{Check, Commit, Mutation, StoreError};
 
-/// Bytes that a versionstamp adds to its prefix: the version, and the position in the commit.
-const STAMP_BYTES: usize = 12;
+/// Bytes that a versionstamp adds to its prefix: the version, the place among commits of that
+/// version, and the position in the commit.
+pub const STAMP_BYTES: usize = 12;
 /// A range that ends just after the longest key ends one byte later.
 const RANGE_BOUND_BYTES_MAX: usize = KEY_BYTES_MAX + 1;
 
@@ -42,7 +43,7 @@ fn check_mutation(mutation: &Mutation) -> Result<(), StoreError> {
         }
         Mutation::SetVersionstamped { prefix, value } => {
             check_size("bytes in a prefix", prefix.len(), KEY_BYTES_MAX - STAMP_BYTES)?;
-            check_size("bytes in a value", value.len(), VALUE_BYTES_MAX)
+            check_size("bytes in a stamped value", value.len(), STAMPED_VALUE_BYTES_MAX)
         }
     }
 }
@@ -64,14 +65,14 @@ pub fn counter_after_add(before: Option<&[u8]>, delta: i64) -> [u8; 8] {
     i64::from_le_bytes(bytes).wrapping_add(delta).to_le_bytes()
 }
 
-/// The key that [`Mutation::SetVersionstamped`] writes, as mutation number `position` of its
-/// commit.
+/// The key that [`Mutation::SetVersionstamped`] writes, as mutation number `position` of the only
+/// commit of its version.
 #[must_use]
 pub fn versionstamped_key(prefix: &[u8], version: Version, position: usize) -> Vec<u8> {
-    let position = u32::try_from(position).expect("invariant: mutations per commit are bounded");
+    let position = u16::try_from(position).expect("invariant: mutations per commit are bounded");
     let mut key = Vec::with_capacity(prefix.len() + STAMP_BYTES);
     key.extend_from_slice(prefix);
     key.extend_from_slice(&version.0.to_be_bytes());
-    key.extend_from_slice(&position.to_be_bytes());
+    key.extend_from_slice(&u32::from(position).to_be_bytes());
     key
 }

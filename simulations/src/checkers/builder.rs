@@ -216,6 +216,7 @@ impl Scene {
             version: Version(0),
             items: 0,
             embedder: None,
+            snapshot: None,
         };
         let checks = vec![Check::Absent { key: keys::manifest(&tenant, &cube) }];
         let (owner, epoch) = match self.cubes.get(&self.cube) {

@@ -174,7 +174,14 @@ impl<'a> Case<'a> {
     fn read_row(&mut self, key: RowKey, row: &Row) -> Result<(), DecodeError> {
         let value = row.value.as_slice();
         match key {
-            RowKey::Node | RowKey::ApiKey => {}
+            RowKey::Node
+            | RowKey::ApiKey
+            | RowKey::News
+            | RowKey::SchemaGate
+            | RowKey::FeedMark { .. }
+            | RowKey::Blob { .. }
+            | RowKey::BlobReference { .. }
+            | RowKey::Tail { .. } => {}
             RowKey::Unknown => self.oddities.push("a row has a key of no known kind".to_owned()),
             RowKey::Manifest { tenant, cube } => {
                 self.cube(tenant, cube).manifest = Some(decode(value)?);
@@ -328,11 +335,19 @@ fn written(key: RowKey, value: &[u8]) -> Result<Option<Effect>, DecodeError> {
         RowKey::History { tenant, cube, id, revision } => {
             ((tenant, cube), Change::History(id, revision, true))
         }
-        RowKey::Vector { tenant, cube, .. } | RowKey::Request { tenant, cube, .. } => {
-            ((tenant, cube), Change::Other)
-        }
+        RowKey::Vector { tenant, cube, .. }
+        | RowKey::Request { tenant, cube, .. }
+        | RowKey::Tail { tenant, cube, .. } => ((tenant, cube), Change::Other),
         // A feed row is written under a versionstamp; the agreement checker sees one that was not.
-        RowKey::Node | RowKey::ApiKey | RowKey::Feed { .. } | RowKey::Unknown => return Ok(None),
+        RowKey::Node
+        | RowKey::ApiKey
+        | RowKey::News
+        | RowKey::SchemaGate
+        | RowKey::FeedMark { .. }
+        | RowKey::Blob { .. }
+        | RowKey::BlobReference { .. }
+        | RowKey::Feed { .. }
+        | RowKey::Unknown => return Ok(None),
     };
     Ok(Some(Effect { cube, change }))
 }
@@ -345,10 +360,18 @@ fn removed(key: RowKey, was_there: bool) -> Option<Effect> {
         RowKey::History { tenant, cube, id, revision } => {
             ((tenant, cube), Change::History(id, revision, false))
         }
-        RowKey::Vector { tenant, cube, .. } | RowKey::Request { tenant, cube, .. } => {
-            ((tenant, cube), Change::Other)
-        }
-        RowKey::Node | RowKey::ApiKey | RowKey::Feed { .. } | RowKey::Unknown => return None,
+        RowKey::Vector { tenant, cube, .. }
+        | RowKey::Request { tenant, cube, .. }
+        | RowKey::Tail { tenant, cube, .. } => ((tenant, cube), Change::Other),
+        RowKey::Node
+        | RowKey::ApiKey
+        | RowKey::News
+        | RowKey::SchemaGate
+        | RowKey::FeedMark { .. }
+        | RowKey::Blob { .. }
+        | RowKey::BlobReference { .. }
+        | RowKey::Feed { .. }
+        | RowKey::Unknown => return None,
     };
     Some(Effect { cube, change: if was_there { change } else { Change::Other } })
 }

@@ -111,6 +111,7 @@ impl Writer {
         match self.write(&resolved) {
             Ok(()) => {
                 self.publish(resolved.tokens);
+                self.shared.doorbells.ring(resolved.changes.keys().map(Vec::as_slice));
                 answers.into_iter().for_each(Answer::send);
             }
             Err(failure) => self.fail(failure, resolved.tokens, answers),

@@ -34,6 +34,14 @@ impl StateStore for Troubled {
         })
     }
 
+    fn changed(
+        &self,
+        key: Vec<u8>,
+        seen: Option<Version>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.changed(key, seen)
+    }
+
     fn outcome(&self, token: CommitToken) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
         self.inner.outcome(token)
     }
