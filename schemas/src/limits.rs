@@ -12,6 +12,9 @@ pub const TEXT_ID_BYTES_MAX: usize = 256;
 pub const REQUEST_BODY_BYTES_MAX: usize = 32 << 20;
 /// Messages in one add. A larger import is sent in several calls.
 pub const MESSAGES_PER_ADD_MAX: usize = 10_000;
+/// Memories that one add makes of its messages: the record that makes a retry harmless names them
+/// all, and has to fit into one value.
+pub const MEMORIES_PER_ADD_MAX: usize = 12_000;
 /// Bytes of one message: a long document is cut into items, but has to arrive in one piece.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of the text of one memory item: past this the reader splits.
@@ -28,6 +31,9 @@ pub const TAG_BYTES_MAX: usize = 256;
 pub const INFO_BYTES_MAX: usize = 16 << 10;
 /// Source turns kept on one item: exact repetitions beyond this are counted, not listed.
 pub const SOURCES_PER_ITEM_MAX: usize = 32;
+/// Bytes of the contents of the source turns kept on one item; the first is kept in any case. With
+/// text, labels and data, an item stays well below [`VALUE_BYTES_MAX`].
+pub const SOURCES_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a search query: anything longer is not a question.
 pub const QUERY_BYTES_MAX: usize = 64 << 10;
 /// Hits that one search returns at the most.
@@ -45,13 +51,15 @@ pub const ITEMS_PER_CUBE_MAX: usize = 1_000_000;
 pub const CUBE_INFLIGHT_MAX: usize = 256;
 /// Changes that one cube puts into one commit.
 pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
-/// Events after which a commit takes no further command: one more may still bring 10,000 messages.
-pub const EVENTS_PER_COMMIT_MAX: usize = 4_096;
-/// Items that one commit deletes; a larger deletion takes several.
-pub const DELETES_PER_COMMIT_MAX: usize = 10_000;
+/// Events after which a commit takes no further command, and the most that one command may bring: a
+/// larger add or deletion takes several commits.
+pub const EVENTS_PER_COMMIT_MAX: usize = 256;
+/// Bytes after which a commit takes no further command: FoundationDB takes 10 MB, and advises to stay
+/// far below.
+pub const COMMIT_BYTES_AIM: usize = 500_000;
 /// Mutations of one commit: what the fullest one of a cube writes, several times over, and less than
 /// the 65,536 that a versionstamp can number.
-pub const MUTATIONS_PER_COMMIT_MAX: usize = 32_768;
+pub const MUTATIONS_PER_COMMIT_MAX: usize = 16_384;
 /// Bytes of one key in the state store: FoundationDB takes 10,000, and the keys of chunks are up to
 /// twice as long as those of their values.
 pub const KEY_BYTES_MAX: usize = 4 << 10;

@@ -14,6 +14,7 @@ mod handle;
 mod hydrate;
 mod journal;
 mod message;
+mod parts;
 mod reads;
 pub mod recall;
 mod requests;
