@@ -22,11 +22,11 @@ use crate::{
 /// Rounds before a scan gives up. A round takes about as long as one commit of the cube.
 const ROUNDS_MAX: usize = 1_024;
 /// Records of the feed in one round.
-const ROUND_RECORDS: usize = 64;
+const ROUND_RECORDS: usize = if cfg!(test) { 8 } else { 64 };
 /// Items that one round reads again.
-const ROUND_ITEMS: usize = 128;
+const ROUND_ITEMS: usize = if cfg!(test) { 8 } else { 128 };
 /// Former versions of an item that a round reads; more are read page by page.
-const ROUND_HISTORY: usize = 16;
+const ROUND_HISTORY: usize = if cfg!(test) { 2 } else { 16 };
 
 /// How a scan caught up.
 pub(super) enum CaughtUp {

@@ -13,7 +13,6 @@ use memcube_schemas::{
         PartRef, RowChange, part_name,
     },
     codec::encode,
-    limits::BACKUP_PART_BYTES_MAX,
 };
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
 use sha2::{Digest, Sha256};
@@ -128,7 +127,9 @@ fn occupied(prefix: &Path) -> Error {
 pub(super) struct PartWriter<'a> {
     sink: &'a dyn PartSink,
     environment: &'a Environment,
-    pub(super) run: u64,
+    run: u64,
+    /// Bytes of the entries of one part; a single one may have more.
+    entries_bytes_max: usize,
     rows: Vec<BackupRow>,
     rows_bytes: usize,
     cubes: Vec<BackupCube>,
@@ -141,11 +142,17 @@ pub(super) struct PartWriter<'a> {
 }
 
 impl<'a> PartWriter<'a> {
-    pub(super) fn new(sink: &'a dyn PartSink, environment: &'a Environment, run: u64) -> Self {
+    pub(super) fn new(
+        sink: &'a dyn PartSink,
+        environment: &'a Environment,
+        run: u64,
+        part_bytes_max: usize,
+    ) -> Self {
         Self {
             sink,
             environment,
             run,
+            entries_bytes_max: part_bytes_max.saturating_sub(PART_SLACK_BYTES),
             rows: Vec::new(),
             rows_bytes: 0,
             cubes: Vec::new(),
@@ -165,7 +172,7 @@ impl<'a> PartWriter<'a> {
 
     pub(super) async fn row(&mut self, scan: u32, change: RowChange) -> Result<()> {
         let bytes = row_bytes(&change);
-        if self.rows_bytes + bytes > BACKUP_PART_BYTES_MAX - PART_SLACK_BYTES {
+        if self.rows_bytes + bytes > self.entries_bytes_max && !self.rows.is_empty() {
             self.flush_rows().await?;
         }
         self.rows.push(BackupRow { scan, change });
@@ -177,7 +184,7 @@ impl<'a> PartWriter<'a> {
     pub(super) async fn cube(&mut self, cube: BackupCube) -> Result<()> {
         let texts = cube.tenant.as_str().len() + cube.cube.as_str().len();
         let bytes = ENTRY_BYTES + texts + cube.manifest.len();
-        if self.cubes_bytes + bytes > BACKUP_PART_BYTES_MAX - PART_SLACK_BYTES {
+        if self.cubes_bytes + bytes > self.entries_bytes_max && !self.cubes.is_empty() {
             self.flush_cubes().await?;
         }
         self.cubes.push(cube);

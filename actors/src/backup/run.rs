@@ -6,6 +6,7 @@ use memcube_schemas::{
     codec::{decode, encode},
     cube::{ApiKeyRecord, CubeManifest},
     keys,
+    limits::BACKUP_PART_BYTES_MAX,
 };
 
 use super::{
@@ -33,8 +34,16 @@ pub struct BackupRequest {
     pub selection: Selection,
     /// The kind of store that this is, as it is written down.
     pub source: String,
-    /// The version of memcube, as it is written down.
-    pub memcube: String,
+    /// Bytes of one part at the most. About twice as many are in RAM at a time.
+    pub part_bytes_max: usize,
+}
+
+impl BackupRequest {
+    /// These cubes, in parts of the usual size.
+    #[must_use]
+    pub fn new(selection: Selection, source: impl Into<String>) -> Self {
+        Self { selection, source: source.into(), part_bytes_max: BACKUP_PART_BYTES_MAX }
+    }
 }
 
 /// Backs up cubes, without stopping those who write them. Returns the manifest: the backup is there.
@@ -50,7 +59,7 @@ pub async fn back_up(
     request: BackupRequest,
     report: Report<'_>,
 ) -> Result<BackupManifest> {
-    let BackupRequest { selection, source, memcube } = request;
+    let BackupRequest { selection, source, part_bytes_max } = request;
     let started_at_ms = environment.unix_ms();
     let started = store_version(store, environment).await?;
     let chosen = chosen(store, environment, &selection).await?;
@@ -59,7 +68,7 @@ pub async fn back_up(
     let mut backup = Backup {
         store,
         environment,
-        writer: PartWriter::new(sink, environment, run),
+        writer: PartWriter::new(sink, environment, run, part_bytes_max),
         report,
         scans: 0,
         left_out: Vec::new(),
@@ -81,7 +90,7 @@ pub async fn back_up(
     let manifest = BackupManifest {
         run,
         source,
-        memcube,
+        memcube: env!("CARGO_PKG_VERSION").to_owned(),
         tenant: selection.tenant,
         is_selection: selection.cubes.is_some(),
         started_at_ms,

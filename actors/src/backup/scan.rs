@@ -20,8 +20,8 @@ use crate::{
     storage::{Entry, RangePage, RangeRead, SharedStore},
 };
 
-/// Rows of one kind in one read.
-pub(super) const PAGE_ROWS: usize = 256;
+/// Rows of one kind in one read. Few in tests, so that small cubes take many pages.
+pub(super) const PAGE_ROWS: usize = if cfg!(test) { 16 } else { 256 };
 
 /// What became of the scan of a cube.
 pub(super) enum Scanned {

@@ -1,0 +1,1 @@
+//! Restores onto something, under another name, killed, and two at a time.
