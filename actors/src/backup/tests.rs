@@ -22,6 +22,7 @@ use memcube_schemas::{
     command::Selection as Which,
     conversation::{Message, Role},
     cube::{ApiKeyRecord, CubeManifest},
+    feed::{FeedChange, FeedRecord},
     keys,
 };
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, memory::InMemory, path::Path};
@@ -32,7 +33,10 @@ use crate::{
     cube::{AddRequest, DeleteRequest, SearchRequest, UpdateRequest},
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::{Entropy, SeededEntropy},
-    storage::{Commit, CommitToken, Entry, InMemoryStore, Mutation, RangeRead, StateStore},
+    storage::{
+        Commit, CommitToken, Entry, InMemoryStore, Mutation, RangeRead, ReadOutput, StateStore,
+        StoreError,
+    },
 };
 
 /// A store with a node on it.

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::*;
-use crate::storage::{ReadOutput, StoreError, versionstamped_key};
+use crate::storage::versionstamped_key;
 
 /// A store that takes its time, and remembers every commit.
 struct Witness {
