@@ -125,5 +125,5 @@ pub const BACKUP_PART_BYTES_MAX: usize = 8 << 20;
 pub const RESTORE_COMMIT_BYTES_MAX: usize = 500_000;
 /// Rows in one commit of a restore.
 pub const RESTORE_COMMIT_ROWS_MAX: usize = 256;
-/// Objects of a backup that one node hands out at a time.
+/// Backups that one node hands out at a time: each keeps two parts in RAM.
 pub const BACKUPS_RUNNING_MAX: usize = 1;

@@ -21,9 +21,9 @@ impl Connection {
     }
 }
 
-/// Connects to the server that is named, else to the one that runs on the data directory, else to
-/// one that is started here for the duration of the command.
-pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection> {
+/// Connects to the server that is named, or to the one that runs on the data directory; `None` where
+/// there is none.
+pub(crate) fn find_server(options: &Options, args: &ServerArgs) -> Result<Option<Client>> {
     let settings = options.settings()?;
     let data_dir = DataDir::new(&settings.store.data_dir);
     let found = data_dir.read_server();
@@ -33,13 +33,24 @@ pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection
         // The key in the data directory goes to the server of the data directory only.
         let is_ours = found.is_some_and(|found| found.address == address);
         let key = key(args, is_ours.then_some(&data_dir))?;
-        return Ok(Connection::remote(Client::new(address, &key)));
+        return Ok(Some(Client::new(address, &key)));
     }
-    if let Some(found) = found.filter(|found| Client::is_memcube(&found.address)) {
-        let key = key(args, Some(&data_dir))?;
-        return Ok(Connection::remote(Client::new(&found.address, &key)));
+    match found.filter(|found| Client::is_memcube(&found.address)) {
+        Some(found) => {
+            let key = key(args, Some(&data_dir))?;
+            Ok(Some(Client::new(&found.address, &key)))
+        }
+        None => Ok(None),
     }
-    let local = LocalServer::start(settings)?;
+}
+
+/// Connects to the server that is named, else to the one that runs on the data directory, else to
+/// one that is started here for the duration of the command.
+pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection> {
+    if let Some(client) = find_server(options, args)? {
+        return Ok(Connection::remote(client));
+    }
+    let local = LocalServer::start(options.settings()?)?;
     let client = Client::new(&local.address, &local.api_key);
     Ok(Connection { client, _local: Some(local) })
 }

@@ -1,5 +1,6 @@
 //! The command line: one file a command, all of them on the HTTP interface that others use as well.
 
+mod backup;
 mod bench;
 mod client;
 mod connect;
@@ -11,6 +12,7 @@ mod import;
 mod memories;
 mod options;
 mod output;
+mod restore;
 mod running;
 mod serve;
 mod sim;
@@ -58,6 +60,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
     Export(export::ExportArgs),
+    /// Keep cubes as objects in a directory or a bucket, while they are in use.
+    Backup(backup::BackupArgs),
+    /// Put cubes of a backup into a store, also into one of another kind.
+    Restore(restore::RestoreArgs),
     /// List, make, show, delete and release cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
@@ -94,6 +100,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Search(args) => memories::search(&options, args)?,
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
+        Command::Backup(args) => return backup::run(&options, args),
+        Command::Restore(args) => return restore::run(&options, args),
         Command::Cube(command) => cube::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
@@ -124,6 +132,11 @@ mod tests {
             "memcube search --top-k 3 --token-budget 100 --explain what is it",
             "memcube import --format locomo --batch 2 a.json b.json",
             "memcube export --cube me --out -",
+            "memcube backup --to backups/monday --cube me --cube you --json",
+            "memcube backup --to s3://bucket/monday --server http://127.0.0.1:1 --api-key k",
+            "memcube backup verify --from backups/monday",
+            "memcube restore --from backups/monday --dry-run",
+            "memcube restore --from backups/monday --cube me --as me-again",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
             "memcube doctor --json",
@@ -149,6 +162,12 @@ mod tests {
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",
             "memcube serve --embedder big",
+            "memcube backup",
+            "memcube backup verify",
+            "memcube backup --to x verify --from x",
+            "memcube restore",
+            "memcube restore --from x --as y",
+            "memcube restore --from x --cube a --cube b --as y",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
