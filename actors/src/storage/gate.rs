@@ -53,6 +53,18 @@ pub async fn pass(store: &dyn StateStore, environment: &Environment) -> Result<(
     Err(Error::unavailable("other nodes keep changing the schema gate; start this one again"))
 }
 
+/// Looks whether this release may use a store, and leaves no mark.
+///
+/// # Errors
+/// As [`pass`].
+pub async fn look(store: &dyn StateStore) -> Result<()> {
+    let mut output = store.read(vec![RangeRead::key(keys::schema_gate())]).await?;
+    match output.pages.pop().and_then(|page| page.entries.into_iter().next()) {
+        Some(entry) => raise(decode::<SchemaGate>(&entry.value)?).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// What a gate becomes when this release has passed it; nothing if it stays as it is.
 fn raise(found: SchemaGate) -> Result<Option<SchemaGate>> {
     let ours = SchemaGate::OURS;

@@ -41,7 +41,7 @@ pub async fn run(client: Client, options: &Options, random: u128) -> Result<Find
         Options { prefix: format!("{}-check-{random:032x}", options.prefix), ..options.clone() };
     let store = FoundationDbStore::open(client, &scratch).await?;
     let found = examine(&store, random).await;
-    let removed = store.remove_everything().await;
+    let removed = store.erase().await;
     let found = found?;
     removed?;
     Ok(found)
@@ -115,8 +115,11 @@ fn expect(holds: bool, otherwise: &str) -> Result<(), StoreError> {
 }
 
 impl FoundationDbStore {
-    /// Removes everything under the prefix.
-    async fn remove_everything(&self) -> Result<(), StoreError> {
+    /// Removes everything under the prefix, of whatever size.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the cluster does not answer; then it may be there or not.
+    pub async fn erase(&self) -> Result<(), StoreError> {
         let inner = Arc::clone(&self.0);
         let (from, to) = inner.layout.everything();
         let mut attempts = Attempts::begin(&inner.database, &inner.cluster_file)?;

@@ -34,6 +34,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::settings::StoreSettings;
+
 use self::{
     attempts::{Attempts, Decision, Done, Obstacle, TIMEOUT_MS},
     client::Client,
@@ -70,8 +72,22 @@ pub struct Options {
 }
 
 impl Options {
-    /// What everything lies under when nothing else is said.
-    pub const PREFIX: &str = "memcube";
+    /// As the settings say.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the path of the cluster file cannot be handed to C.
+    pub fn from_settings(settings: &StoreSettings) -> Result<Self, StoreError> {
+        let file = settings.fdb_cluster_file.as_deref().map(|path| {
+            let text = path.to_str().filter(|text| !text.contains('\0'));
+            text.map(str::to_owned).ok_or_else(|| {
+                error::unavailable(format!(
+                    "the path `{}` in `store.fdb-cluster-file` is no plain text; use another",
+                    path.display()
+                ))
+            })
+        });
+        Ok(Self::new(file.transpose()?, &settings.fdb_prefix))
+    }
 
     /// A store under this prefix.
     #[must_use]
