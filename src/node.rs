@@ -7,7 +7,7 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
-    storage::{InMemoryStore, SharedStore},
+    storage::{InMemoryStore, SharedStore, gate},
 };
 
 use memcube_schemas::NodeId;
@@ -15,7 +15,7 @@ use memcube_schemas::NodeId;
 use crate::{
     environment, inference,
     settings::{EmbedderKind, Settings, StoreKind},
-    storage::EmbeddedStore,
+    storage::{self, EmbeddedStore},
 };
 
 /// Builds a node. Parts that are not given come from the settings.
@@ -77,6 +77,7 @@ impl NodeBuilder {
             Some(store) => store,
             None => open_store(&settings).await?,
         };
+        gate::pass(&*store, &environment).await?;
         let model = match embedder {
             Some(model) => Some(model),
             None => open_embedder(&settings).await?,
@@ -158,6 +159,7 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<SharedStore> {
             let opened = opened.map_err(|error| Error::internal(error.to_string()))?;
             Ok(Arc::new(opened?))
         }
+        StoreKind::FoundationDb => Ok(storage::open_foundationdb(&settings.store).await?),
     }
 }
 

@@ -3,6 +3,8 @@
 mod crash;
 mod embedded_store;
 mod faults;
+#[cfg(feature = "fdb")]
+mod foundationdb;
 mod http;
 mod memos;
 mod model;
