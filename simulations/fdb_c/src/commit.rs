@@ -9,6 +9,9 @@ use crate::store::{CommitRequest, Committed, QueuedCommit, Refused, Respond};
 use crate::transaction::{CommitState, Transaction};
 use crate::world::World;
 
+/// How long real servers wait for further commits of a batch; one fsync pays for all of them.
+const BATCH_US: u64 = 1_000;
+
 type Outcome = Result<Committed, Refused>;
 
 impl Transaction {
@@ -30,7 +33,8 @@ impl CommitRequest {
     fn bytes(&self) -> u64 {
         let ranges = self.reads.iter().chain(&self.writes);
         let ranges = ranges.map(|range| range.bytes() + crate::limits::RANGE_OVERHEAD_BYTES);
-        ranges.sum::<u64>() + self.mutations.iter().map(crate::overlay::Mutation::bytes).sum::<u64>()
+        ranges.sum::<u64>()
+            + self.mutations.iter().map(crate::overlay::Mutation::bytes).sum::<u64>()
     }
 }
 
@@ -177,7 +181,7 @@ impl World {
     fn enqueue(&mut self, name: &str, queued: QueuedCommit) {
         let delay_us = match self.is_simulated {
             true => self.random.between(0, self.config.batch_us_max),
-            false => 0,
+            false => BATCH_US,
         };
         let Some(store) = self.stores.get_mut(name) else { return };
         store.queue.push(queued);
@@ -254,8 +258,11 @@ impl World {
             let now = world.store_of(database).map_or(0, |store| store.generation);
             let is_cut = world.databases.get(&database).is_some_and(|one| one.is_cut);
             // Whoever was to say it is gone, or cannot be heard.
-            let outcome =
-                if is_cut || now != of_servers { Err(COMMIT_UNKNOWN_RESULT.into()) } else { outcome };
+            let outcome = if is_cut || now != of_servers {
+                Err(COMMIT_UNKNOWN_RESULT.into())
+            } else {
+                outcome
+            };
             if is_cut {
                 let later = move |world: &mut World| world.finish_commit(id, generation, outcome);
                 return world.park(database, Box::new(later));

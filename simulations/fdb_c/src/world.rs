@@ -89,10 +89,9 @@ impl World {
     pub(crate) fn settle(&mut self, promise: &Promise, reply: Reply) {
         let (waiter, is_first) = promise.settle(reply);
         self.waiters.extend(waiter);
-        if let (true, Some(database)) = (is_first, promise.watch_of()) {
-            if let Some(database) = self.databases.get_mut(&database) {
-                database.watches = database.watches.saturating_sub(1);
-            }
+        let handle = promise.watch_of().filter(|_| is_first);
+        if let Some(database) = handle.and_then(|id| self.databases.get_mut(&id)) {
+            database.watches = database.watches.saturating_sub(1);
         }
     }
 
@@ -214,7 +213,8 @@ impl Host {
     }
 }
 
-/// Microseconds since 1970. Only real threads read it; a simulation has its own clock.
+/// Microseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "for real threads; a simulation has its own clock")]
 pub(crate) fn real_clock_us() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
