@@ -18,8 +18,8 @@ use memcube_schemas::{
     Incarnation, NodeId,
     codec::{decode, encode},
     limits::{
-        CUBE_CALL_MS_MAX, PEER_CALLS_MAX, PEER_CHANGE_MS_MAX, PEER_READ_MS_MAX, PEER_SERVING_MAX,
-        PEER_WINDOW_CALLS, PEER_WINDOW_KEPT_MS,
+        CUBE_CALL_MS_MAX, PEER_CALLS_MAX, PEER_CHANGE_MS_MAX, PEER_FRAME_BYTES_MAX,
+        PEER_READ_MS_MAX, PEER_SERVING_MAX, PEER_WINDOW_CALLS, PEER_WINDOW_KEPT_MS,
     },
     peer::{PeerAnswer, PeerBody, PeerCall, PeerFailure, PeerFrame},
 };
@@ -47,6 +47,8 @@ pub(crate) enum Unanswered {
     NotSent,
     /// Too many wait already; it was not sent.
     Full,
+    /// It does not fit into a frame; it was not sent.
+    TooLarge,
     /// It may have been executed, and may still be.
     Lost,
 }
@@ -155,6 +157,11 @@ impl Peers {
         self.is_closed.load(Ordering::Acquire)
     }
 
+    /// Lets the last answers leave, then takes this node off the network.
+    pub(crate) async fn hang_up(&self) {
+        self.transport.close().await;
+    }
+
     /// Neither sends nor hears anything any more, as after a crash.
     pub(crate) fn kill(&self) {
         self.close();
@@ -190,6 +197,9 @@ impl Peers {
             (number, self.frame(&view, life, number, PeerBody::Call(call)))
         };
         let given_up = Forget { peers: self, number };
+        if frame.len() > PEER_FRAME_BYTES_MAX {
+            return Err(Unanswered::TooLarge);
+        }
         self.transport.send(to, frame);
         let answered = tokio::time::timeout(patience, answer).await;
         drop(given_up);
@@ -304,7 +314,16 @@ impl Peers {
 
     fn send_answer(&self, view: &View, asked: &PeerFrame, answer: PeerAnswer) {
         let body = PeerBody::Answer(answer);
-        let frame = self.frame(view, asked.from_incarnation, asked.call, body);
+        let mut frame = self.frame(view, asked.from_incarnation, asked.call, body);
+        if frame.len() > PEER_FRAME_BYTES_MAX {
+            let error = Error::invalid(format!(
+                "the answer takes {} bytes between nodes, the limit is {PEER_FRAME_BYTES_MAX}: ask \
+                 for less at once; if this was a change, it was made",
+                frame.len()
+            ));
+            let body = PeerBody::Answer(PeerAnswer::Failed(error.into()));
+            frame = self.frame(view, asked.from_incarnation, asked.call, body);
+        }
         if !self.is_killed.load(Ordering::Acquire) {
             self.transport.send(&asked.from, frame);
         }

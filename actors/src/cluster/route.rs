@@ -10,7 +10,7 @@ use memcube_schemas::{
     codec::decode,
     cube::Ownership,
     keys,
-    limits::ROUTES_MAX,
+    limits::{PEER_FRAME_BYTES_MAX, ROUTES_MAX},
     peer::{PeerAnswer, PeerCall},
 };
 use tokio::sync::oneshot;
@@ -177,6 +177,7 @@ impl Cubes {
                 let error = Error::overloaded("the queue of calls to other nodes", 100);
                 Err(Refused::for_sure(error))
             }
+            Err(Unanswered::TooLarge) => Err(Refused::for_sure(too_large())),
             Err(Unanswered::Lost) if call.may_be_repeated() => {
                 Err(Refused { is_in_doubt: true, ..look_again() })
             }
@@ -290,6 +291,12 @@ impl Serve for Shared {
             }
         })
     }
+}
+
+pub(super) fn too_large() -> Error {
+    Error::invalid(format!(
+        "the request takes more than {PEER_FRAME_BYTES_MAX} bytes between nodes: send less at once"
+    ))
 }
 
 fn outcome(result: Result<()>) -> PeerAnswer {

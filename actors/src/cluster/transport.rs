@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, Weak},
 };
 
+use futures_util::future::BoxFuture;
 use memcube_schemas::NodeId;
 
 use crate::environment::Environment;
@@ -29,6 +30,15 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Where the others reach this node, for its heartbeat.
     fn address(&self) -> String;
+
+    /// Says who the other nodes are and where each is reached, in the words of its heartbeat.
+    /// Called at every look around, before anybody calls them.
+    fn meet(&self, _others: &BTreeMap<NodeId, String>) {}
+
+    /// Lets what is on its way leave, then hears nothing any more: the node has ended.
+    fn close(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Connects nodes that live in one process. Cheap to clone; every clone is the same hub.
