@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod environment;
 pub mod gateway;
 pub mod import;

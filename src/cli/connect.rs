@@ -39,6 +39,14 @@ pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection
         let key = key(args, Some(&data_dir))?;
         return Ok(Connection::remote(Client::new(&found.address, &key)));
     }
+    if settings.cluster.enabled {
+        // It would take the name of the node whose settings these are.
+        bail!(
+            "no server runs on `{}`, and these are the settings of a node of a cluster: start it \
+             with `memcube serve`, or name any node with `--server`",
+            data_dir.path().display()
+        );
+    }
     let local = LocalServer::start(settings)?;
     let client = Client::new(&local.address, &local.api_key);
     Ok(Connection { client, _local: Some(local) })

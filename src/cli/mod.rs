@@ -9,6 +9,7 @@ mod doctor;
 mod export;
 mod import;
 mod memories;
+mod nodes;
 mod options;
 mod output;
 mod running;
@@ -58,9 +59,11 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
     Export(export::ExportArgs),
-    /// List, make, show, delete and release cubes.
+    /// List, make, show, delete, release and move cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
+    /// List the nodes of the cluster.
+    Nodes(options::ServerArgs),
     /// Check this installation, and say what to do about each problem.
     Doctor(doctor::DoctorArgs),
     /// Print the description of the HTTP interface (OpenAPI, JSON).
@@ -95,6 +98,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
         Command::Cube(command) => cube::run(&options, command)?,
+        Command::Nodes(server) => nodes::run(&options, &server)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
         Command::Bench(command) => bench::run(&options, command)?,
@@ -126,6 +130,8 @@ mod tests {
             "memcube export --cube me --out -",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
+            "memcube cube hand-over me --to node-2",
+            "memcube nodes --server http://127.0.0.1:1 --api-key k --json",
             "memcube doctor --json",
             "memcube openapi --json",
             "memcube bench recall --data in --out out.jsonl --threads 1",
@@ -149,6 +155,7 @@ mod tests {
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",
             "memcube serve --embedder big",
+            "memcube cube hand-over me",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
