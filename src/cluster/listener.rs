@@ -117,7 +117,7 @@ impl Door {
             Some(inbox);
     }
 
-    fn inbox(&self) -> Option<Arc<dyn Inbox>> {
+    pub(super) fn inbox(&self) -> Option<Arc<dyn Inbox>> {
         let inbox = self.inbox.lock().expect("invariant: nothing panics while it holds the inbox");
         inbox.as_ref().and_then(Weak::upgrade)
     }

@@ -10,7 +10,7 @@ mod secret;
 mod tls;
 mod transport;
 
-use memcube_actors::{Error, Result, cluster::ClusterParts};
+use memcube_actors::{Error, Result, cluster::{ClusterParts, Transport}};
 use memcube_schemas::NodeId;
 
 pub use self::transport::HttpTransport;
@@ -44,5 +44,12 @@ pub(crate) async fn open(
         return Err(Error::invalid(mistakes.join("; ")));
     };
     let transport = HttpTransport::bind(node.clone(), cluster).await?;
+    tracing::info!(
+        %node,
+        listen = %transport.local_address(),
+        advertise = transport.address(),
+        tls = cluster.has_tls(),
+        "one of several nodes"
+    );
     Ok(Some((node, ClusterParts { transport, settings: cluster.rhythm() })))
 }

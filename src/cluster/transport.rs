@@ -21,6 +21,7 @@ use axum::{
     body::Body,
     http::{HeaderValue, Request, StatusCode, Uri, header},
 };
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -43,7 +44,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::{
     net::TcpListener,
     task::AbortHandle,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tower_service::Service;
 
@@ -66,6 +67,8 @@ const PING_PATIENCE: Duration = Duration::from_secs(2);
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// How long a node that ends waits for its last frames to leave.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
+/// Heartbeats after which the others have seen that a node has left.
+const HEARTBEATS_UNTIL_SEEN: u64 = 2;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -83,6 +86,8 @@ pub struct HttpTransport {
     door: Arc<Door>,
     accepting: AbortHandle,
     is_cut: AtomicBool,
+    /// How long the others go on sending to a node that has left.
+    until_seen: Duration,
 }
 
 impl HttpTransport {
@@ -124,6 +129,7 @@ impl HttpTransport {
             door,
             accepting: accepting.abort_handle(),
             is_cut: AtomicBool::new(false),
+            until_seen: Duration::from_millis(settings.heartbeat_ms * HEARTBEATS_UNTIL_SEEN),
         }))
     }
 
@@ -139,7 +145,7 @@ impl HttpTransport {
         self.accepting.abort();
     }
 
-    fn request(&self, uri: Uri, to: &NodeId, frame: Vec<u8>) -> Request<Body> {
+    fn request(&self, uri: Uri, to: &NodeId, frame: Bytes) -> Request<Body> {
         let mut request = Request::new(Body::from(frame));
         *request.method_mut() = axum::http::Method::POST;
         *request.uri_mut() = uri;
@@ -164,27 +170,34 @@ impl Transport for HttpTransport {
             return;
         }
         if frame.len() > PEER_FRAME_BYTES_MAX {
-            return count("too-large");
+            return self.door.give_back(&frame, "too-large");
         }
         let Some((uri, traffic)) = self.roads.to(to, Instant::now()) else {
-            return count("no-address");
+            return self.door.give_back(&frame, "no-address");
         };
         let bytes = u32::try_from(frame.len().max(PEER_FRAME_BYTES_COUNTED_MIN));
         let bytes = bytes.unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&traffic.room).try_acquire_many_owned(bytes) else {
-            return count("no-room");
+            return self.door.give_back(&frame, "no-room");
         };
-        let response = self.client.request(self.request(uri, to, frame));
-        let to = to.clone();
+        let frame = Bytes::from(frame);
+        let response = self.client.request(self.request(uri, to, frame.clone()));
+        let (to, door) = (to.clone(), Arc::clone(&self.door));
         tokio::spawn(async move {
             let response = timeout(Duration::from_millis(PEER_FRAME_MS_MAX), response).await;
-            drop(room);
-            let sent = match response {
-                Ok(Ok(response)) => outcome(response.status()),
-                Ok(Err(error)) => Err(("unreachable", with_causes(&error))),
-                Err(_) => Err(("no-answer", "it does not answer".to_owned())),
+            let lost = match response {
+                Ok(Ok(response)) if response.status() == StatusCode::ACCEPTED => None,
+                Ok(Ok(response)) => Some(Lost::refused(response.status())),
+                Ok(Err(error)) => Some(Lost::broken(&error)),
+                Err(_) => Some(Lost::silent()),
             };
-            tell(&to, &traffic, sent);
+            tell(&to, &traffic, lost.as_ref());
+            match lost {
+                Some(lost) if lost.is_certain => door.give_back(&frame, lost.outcome),
+                Some(lost) => count(lost.outcome),
+                None => count("sent"),
+            }
+            drop(room);
         });
     }
 
@@ -202,7 +215,11 @@ impl Transport for HttpTransport {
 
     fn close(&self) -> BoxFuture<'static, ()> {
         let (roads, accepting) = (Arc::clone(&self.roads), self.accepting.clone());
+        let until_seen = self.until_seen;
         Box::pin(async move {
+            // Whoever does not know yet that this node has left is told to ask elsewhere. Without
+            // an answer it could not know what became of its call.
+            sleep(until_seen).await;
             let last_words = async {
                 for traffic in roads.traffic() {
                     // All of the room is there when nothing is on its way any more.
@@ -218,43 +235,61 @@ impl Transport for HttpTransport {
     }
 }
 
-/// What a status says: a frame that arrived, or why it was lost.
-fn outcome(status: StatusCode) -> std::result::Result<(), (&'static str, String)> {
-    match status {
-        StatusCode::ACCEPTED => Ok(()),
-        StatusCode::UNAUTHORIZED => Err((
-            "refused",
-            "it has another secret; give all nodes the same `cluster.secret`".to_owned(),
-        )),
-        StatusCode::TOO_MANY_REQUESTS => Err(("refused", "it has too much to read".to_owned())),
-        status => Err(("refused", format!("it answered with status {status}"))),
+/// Why a frame did not arrive, as far as this node can tell.
+struct Lost {
+    outcome: &'static str,
+    reason: String,
+    /// Whether it certainly did not arrive.
+    is_certain: bool,
+}
+
+impl Lost {
+    fn refused(status: StatusCode) -> Self {
+        let reason = match status {
+            StatusCode::UNAUTHORIZED => {
+                "it has another secret; give all nodes the same `cluster.secret`".to_owned()
+            }
+            StatusCode::TOO_MANY_REQUESTS => "it has too much to read".to_owned(),
+            status => format!("it answered with status {status}"),
+        };
+        Self { outcome: "refused", reason, is_certain: true }
+    }
+
+    fn broken(error: &hyper_util::client::legacy::Error) -> Self {
+        // Without a connection nothing left. On a broken one, nobody knows how far it came.
+        Self { outcome: "unreachable", reason: with_causes(error), is_certain: error.is_connect() }
+    }
+
+    fn silent() -> Self {
+        let reason = "it does not answer".to_owned();
+        Self { outcome: "no-answer", reason, is_certain: false }
     }
 }
 
-/// Counts a frame, and says so when a node falls silent or is heard again.
-fn tell(
-    node: &NodeId,
-    traffic: &Traffic,
-    sent: std::result::Result<(), (&'static str, String)>,
-) {
-    match sent {
-        Ok(()) => {
-            count("sent");
-            if traffic.is_silent.swap(false, Ordering::Relaxed) {
-                tracing::info!(%node, "a node takes frames again");
-            }
+/// Says so when a node falls silent or is heard again.
+fn tell(node: &NodeId, traffic: &Traffic, lost: Option<&Lost>) {
+    let was_silent = traffic.is_silent.swap(lost.is_some(), Ordering::Relaxed);
+    match lost {
+        None if was_silent => tracing::info!(%node, "a node takes frames again"),
+        Some(Lost { reason, .. }) if !was_silent => {
+            tracing::warn!(%node, reason, "a node does not take frames");
         }
-        Err((why, reason)) => {
-            count(why);
-            if !traffic.is_silent.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%node, reason, "a node does not take frames");
-            }
-        }
+        None | Some(_) => {}
     }
 }
 
 fn count(outcome: &'static str) {
     metrics::counter!(names::PEER_FRAMES_SENT_TOTAL, "outcome" => outcome).increment(1);
+}
+
+impl Door {
+    /// Tells the actors of a frame that reached nobody.
+    fn give_back(&self, frame: &[u8], outcome: &'static str) {
+        count(outcome);
+        if let Some(inbox) = self.inbox() {
+            inbox.undelivered(frame);
+        }
+    }
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

@@ -83,7 +83,7 @@ struct Pending {
     /// The life of this node that asks: numbers of calls start anew with each.
     from: Incarnation,
     to: Incarnation,
-    reply: oneshot::Sender<PeerAnswer>,
+    reply: oneshot::Sender<std::result::Result<PeerAnswer, Unanswered>>,
 }
 
 /// The newest numbers of one sender; what lies below counts as seen.
@@ -204,7 +204,12 @@ impl Peers {
         let answered = tokio::time::timeout(patience, answer).await;
         drop(given_up);
         match answered {
-            Ok(Ok(answer)) => {
+            Ok(Ok(Err(unanswered))) => {
+                metrics::counter!(names::PEER_CALLS_TOTAL, "outcome" => "unsent").increment(1);
+                self.environment.reach("peers.call-unsent", to.as_str());
+                Err(unanswered)
+            }
+            Ok(Ok(Ok(answer))) => {
                 metrics::counter!(names::PEER_CALLS_TOTAL, "outcome" => "answered").increment(1);
                 Ok(answer)
             }
@@ -252,7 +257,7 @@ impl Peers {
             state.pending.remove(&call);
         } else if is_expected && let Some(pending) = state.pending.remove(&call) {
             // Whoever asked may have given up.
-            let _ = pending.reply.send(answer);
+            let _ = pending.reply.send(Ok(answer));
         }
     }
 
@@ -341,6 +346,24 @@ impl Peers {
 }
 
 impl Inbox for Peers {
+    fn undelivered(&self, frame: &[u8]) {
+        // An answer that did not arrive is lost: whoever asked waits, and then does not know.
+        let Ok(PeerFrame { from_incarnation, to_incarnation, call, body, .. }) = decode(frame)
+        else {
+            return;
+        };
+        let mut state = self.state();
+        let asked = state.pending.get(&call).filter(|pending| {
+            let is_mine = pending.from == from_incarnation && pending.to == to_incarnation;
+            is_mine && matches!(body, PeerBody::Call(_))
+        });
+        if asked.is_some()
+            && let Some(pending) = state.pending.remove(&call)
+        {
+            let _ = pending.reply.send(Err(Unanswered::NotSent));
+        }
+    }
+
     fn deliver(&self, frame: Vec<u8>) {
         let Some(peers) = self.myself.upgrade() else { return };
         if self.is_killed.load(Ordering::Acquire) {

@@ -172,7 +172,11 @@ impl Cubes {
                 Err(look_again())
             }
             Ok(PeerAnswer::Failed(failure)) => Err(Refused::for_sure(failure.into())),
-            Ok(PeerAnswer::WrongLife) | Err(Unanswered::NotSent) => Err(look_again()),
+            Ok(PeerAnswer::WrongLife) => Err(look_again()),
+            Err(Unanswered::NotSent) => {
+                let message = format!("`{node}` cannot be reached");
+                Err(Refused::for_sure(Error::new(ErrorKind::Fenced, message)))
+            }
             Err(Unanswered::Full) => {
                 let error = Error::overloaded("the queue of calls to other nodes", 100);
                 Err(Refused::for_sure(error))
