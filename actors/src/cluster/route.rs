@@ -82,7 +82,7 @@ impl Cubes {
         }
         let reason = last.map_or_else(String::new, |error| format!(" ({error})"));
         let error =
-            Error::unavailable(format!("the cube `{}` keeps moving{reason}; retry", key.cube))
+            Error::unavailable(format!("the cube `{}` cannot be reached{reason}; retry", key.cube))
                 .retry_after_ms(500);
         Err(if is_in_doubt { unsure(&error) } else { error })
     }
@@ -183,7 +183,9 @@ impl Cubes {
             }
             Err(Unanswered::TooLarge) => Err(Refused::for_sure(too_large())),
             Err(Unanswered::Lost) if call.may_be_repeated() => {
-                Err(Refused { is_in_doubt: true, ..look_again() })
+                let message = format!("`{node}` does not answer");
+                let error = Error::new(ErrorKind::Fenced, message);
+                Err(Refused { error, is_in_doubt: true })
             }
             Err(Unanswered::Lost) => Err(Refused::for_sure(Error::unavailable(format!(
                 "the node `{node}` did not answer; if this was a change, its outcome is unknown: \
