@@ -7,7 +7,7 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
-    storage::{InMemoryStore, SharedStore},
+    storage::{InMemoryStore, SharedStore, gate},
 };
 
 use memcube_schemas::NodeId;
@@ -15,7 +15,7 @@ use memcube_schemas::NodeId;
 use crate::{
     cluster, environment, inference,
     settings::{EmbedderKind, Settings, StoreKind},
-    storage::EmbeddedStore,
+    storage::{self, EmbeddedStore},
 };
 
 /// The name of a node that is alone with its store.
@@ -91,6 +91,7 @@ impl NodeBuilder {
             Some(store) => store,
             None => open_store(&settings).await?,
         };
+        gate::pass(&*store, &environment).await?;
         let model = match embedder {
             Some(model) => Some(model),
             None => open_embedder(&settings).await?,
@@ -167,6 +168,7 @@ async fn open_store(settings: &Settings) -> Result<SharedStore> {
             let opened = opened.map_err(|error| Error::internal(error.to_string()))?;
             Ok(Arc::new(opened?))
         }
+        StoreKind::FoundationDb => Ok(storage::open_foundationdb(&settings.store).await?),
     }
 }
 

@@ -21,6 +21,8 @@ pub use self::cluster::{ClusterSettings, Secret};
 
 /// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
 const ENV_PREFIX: &str = "MEMCUBE__";
+/// It stands in every key of FoundationDB.
+const FDB_PREFIX_BYTES_MAX: usize = 64;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -63,21 +65,37 @@ pub enum StoreKind {
     Embedded,
     /// Nothing survives the process; for tests.
     InMemory,
+    /// A FoundationDB cluster, which any number of nodes share.
+    #[serde(rename = "foundationdb")]
+    FoundationDb,
 }
 
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StoreSettings {
-    /// `embedded` or `in-memory`.
+    /// `embedded`, `in-memory` or `foundationdb`.
     pub kind: StoreKind,
-    /// The directory that holds everything.
+    /// The directory that holds everything that this node keeps by itself.
     pub data_dir: PathBuf,
+    /// The cluster file of FoundationDB; without one, its client takes `/etc/foundationdb/fdb.cluster`.
+    pub fdb_cluster_file: Option<PathBuf>,
+    /// FoundationDB's client library; without one, `libfdb_c.so` is looked for where the system
+    /// looks for libraries.
+    pub fdb_client_library: Option<PathBuf>,
+    /// The name under which everything lies in FoundationDB, so that installations share a cluster.
+    pub fdb_prefix: String,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { kind: StoreKind::default(), data_dir: default_data_dir() }
+        Self {
+            kind: StoreKind::default(),
+            data_dir: default_data_dir(),
+            fdb_cluster_file: None,
+            fdb_client_library: None,
+            fdb_prefix: "memcube".to_owned(),
+        }
     }
 }
 
@@ -231,6 +249,10 @@ impl Settings {
         }
         if self.cube.passivate_after_ms == 0 {
             mistakes.push("`cube.passivate-after-ms` must be at least 1".to_owned());
+        }
+        if self.store.fdb_prefix.is_empty() || self.store.fdb_prefix.len() > FDB_PREFIX_BYTES_MAX {
+            let range = format!("between 1 and {FDB_PREFIX_BYTES_MAX}");
+            mistakes.push(format!("`store.fdb-prefix` must have {range} bytes"));
         }
         if self.embedder.threads > 1_024 {
             mistakes.push("`embedder.threads` must be at most 1024".to_owned());

@@ -4,6 +4,8 @@ mod cluster;
 mod crash;
 mod embedded_store;
 mod faults;
+#[cfg(feature = "fdb")]
+mod foundationdb;
 mod http;
 mod memos;
 mod model;
