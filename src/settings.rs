@@ -333,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_go_together_is_told_once_all_values_are_good() {
+        let error = load("[cluster]\nenabled = true\n").expect_err("three mistakes");
+        assert_eq!(error.mistakes.len(), 3, "{error}");
+        for part in ["cluster.node", "cluster.secret", "store.kind"] {
+            assert!(error.to_string().contains(part), "{part} in {error}");
+        }
+        let text = "[cluster]\nenabled = true\nnode = \"a\"\nsecret = \"0123456789abcdef\"\n";
+        let settings = load(&format!("{text}[store]\nkind = \"foundationdb\"\n"));
+        assert!(settings.expect("it is valid").cluster.enabled);
+        let error = load("[cluster]\nsecret = \"short\"\nnode = \"\"\n").expect_err("two");
+        assert_eq!(error.mistakes.len(), 2, "{error}");
+    }
+
+    #[test]
     fn values_that_make_no_sense_are_refused() {
         let error = load("[cube]\nhot-cubes-max = 0\npassivate-after-ms = 0\n").expect_err("two");
         assert_eq!(error.mistakes.len(), 2, "{error}");

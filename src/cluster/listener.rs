@@ -181,11 +181,7 @@ fn node(head: &HeaderMap, name: &str) -> Option<NodeId> {
 }
 
 /// Lets others in until it is aborted, and with it every connection.
-pub(super) async fn accept(
-    listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
-    door: Arc<Door>,
-) {
+pub(super) async fn accept(listener: TcpListener, tls: Option<Arc<ServerConfig>>, door: Arc<Door>) {
     let tls = tls.map(TlsAcceptor::from);
     let places = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
     let mut connections = JoinSet::new();

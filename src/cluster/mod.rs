@@ -10,7 +10,10 @@ mod secret;
 mod tls;
 mod transport;
 
-use memcube_actors::{Error, Result, cluster::{ClusterParts, Transport}};
+use memcube_actors::{
+    Error, Result,
+    cluster::{ClusterParts, Transport},
+};
 use memcube_schemas::NodeId;
 
 pub use self::transport::HttpTransport;

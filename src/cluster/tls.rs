@@ -41,8 +41,7 @@ pub(super) fn load(settings: &ClusterSettings, host: &str) -> Result<Option<Tls>
     let files = Files {
         authorities: Arc::new(authorities(ca)?),
         chain: certificates("tls-cert", cert)?,
-        key: PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| of_no_use("tls-key", key, error))?,
+        key: PrivateKeyDer::from_pem_file(key).map_err(|error| of_no_use("tls-key", key, error))?,
     };
     check_own(&files, &provider, host).map_err(|error| of_no_use("tls-cert", cert, error))?;
     sides(files, provider).map(Some).map_err(|error| {

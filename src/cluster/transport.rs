@@ -380,8 +380,7 @@ where
 {
     type Response = C::Response;
     type Error = BoxError;
-    type Future =
-        Pin<Box<dyn Future<Output = std::result::Result<C::Response, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = std::result::Result<C::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<(), BoxError>> {
         self.0.poll_ready(cx).map_err(Into::into)

@@ -194,8 +194,7 @@ impl ClusterSettings {
     }
 
     fn mistake_of_tls(&self) -> Option<String> {
-        let files =
-            [("ca", &self.tls_ca), ("cert", &self.tls_cert), ("key", &self.tls_key)];
+        let files = [("ca", &self.tls_ca), ("cert", &self.tls_cert), ("key", &self.tls_key)];
         let missing: Vec<String> = files
             .iter()
             .filter(|(_, file)| file.is_none())
@@ -225,6 +224,7 @@ fn mistake_of_store(kind: StoreKind) -> Option<String> {
     let reason = match kind {
         StoreKind::Embedded => "`embedded`, a directory that belongs to one process",
         StoreKind::InMemory => "`in-memory`, which no other process sees",
+        StoreKind::FoundationDb => return None,
     };
     Some(format!(
         "`store.kind` is {reason}: the nodes of a cluster share one store; set it to \
@@ -293,8 +293,7 @@ mod tests {
                 |s| {
                     s.listen = "[::]:7701".parse().expect("valid");
                     s.advertise = Some("node-1:7701".into());
-                    [s.tls_ca, s.tls_cert, s.tls_key] =
-                        [(); 3].map(|()| Some(PathBuf::from("f")));
+                    [s.tls_ca, s.tls_cert, s.tls_key] = [(); 3].map(|()| Some(PathBuf::from("f")));
                 },
                 "",
             ),
@@ -327,6 +326,7 @@ mod tests {
             let mistake = mistake_of_store(kind).expect("it is refused");
             assert!(mistake.contains("share one store"), "{mistake}");
         }
+        assert_eq!(mistake_of_store(StoreKind::FoundationDb), None);
     }
 
     #[test]

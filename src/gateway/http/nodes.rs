@@ -22,9 +22,7 @@ use crate::gateway::{
 };
 
 pub(crate) fn routes() -> Router<Gateway> {
-    Router::new()
-        .route("/v1/nodes", get(list))
-        .route("/v1/cubes/{cube}/hand-over", post(hand_over))
+    Router::new().route("/v1/nodes", get(list)).route("/v1/cubes/{cube}/hand-over", post(hand_over))
 }
 
 /// Lists the nodes of the installation; any node may be asked.

@@ -243,3 +243,69 @@ async fn settings_are_enough() {
         node.stop().await;
     }
 }
+
+/// The commands, asking a node that has not got the cube.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_may_ask_any_node() {
+    let cluster = Cluster::of(2).await;
+    cluster.nodes[0].client.cube("c").await;
+    cluster.nodes[0].client.fact("c", "it moves").await;
+    let home = tempfile::tempdir().expect("a directory");
+    let run = |asked: usize, arguments: &[&str]| {
+        let mut command = crate::support::memcube(home.path(), arguments);
+        command.args(["--server", &cluster.nodes[asked].client.address]);
+        let output = command.output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    for target in [1, 0, 1] {
+        let name = format!("n{target}");
+        for asked in [0, 1] {
+            let (is_good, said) = run(asked, &["cube", "hand-over", "c", "--to", &name]);
+            assert!(is_good && said == format!("`c` is on `{name}` now\n"), "{said}");
+            assert_eq!(cluster.owner("c").await, Some(target));
+        }
+    }
+    let (is_good, said) = run(1, &["nodes"]);
+    let rows: Vec<Vec<&str>> = said.lines().map(|row| row.split_whitespace().collect()).collect();
+    assert!(is_good && rows.len() == 3, "{said}");
+    assert_eq!(rows[1][..2], ["n0", "alive"]);
+    assert_eq!(rows[2][..2], ["n1", "alive"]);
+    assert_eq!((rows[1].len(), rows[2].len()), (3, 4), "the one that answers is marked: {said}");
+    let (is_good, said) = run(0, &["cube", "hand-over", "c", "--to", "n9"]);
+    assert!(!is_good && said.contains("the node `n9` is not alive"), "{said}");
+    cluster.stop().await;
+}
+
+/// A command that finds no server must not pose as the node whose settings it reads.
+#[test]
+fn a_command_never_joins_the_cluster() {
+    let home = tempfile::tempdir().expect("a directory");
+    let text = format!(
+        "[store]\nkind = \"foundationdb\"\ndata-dir = \"{0}\"\n\
+         [cluster]\nenabled = true\nnode = \"n0\"\nsecret = \"{SECRET}\"\n",
+        home.path().display()
+    );
+    let file = write_file(home.path(), "node.toml", &text);
+    let arguments = ["nodes", "--config", file.to_str().expect("a plain path")];
+    let output = crate::support::memcube(home.path(), &arguments).output().expect("it runs");
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert!(!output.status.success() && said.contains("name any node with `--server`"), "{said}");
+}
+
+/// What the settings get wrong is told before anything is opened.
+#[test]
+fn a_server_refuses_a_cluster_without_a_shared_store() {
+    let home = tempfile::tempdir().expect("a directory");
+    let text = "[cluster]\nenabled = true\nlisten = \"0.0.0.0:7701\"\n";
+    let file = write_file(home.path(), "node.toml", text);
+    let mut command = crate::support::serve_command(home.path());
+    command.arg("--config").arg(file);
+    let (status, said) = crate::support::run(command);
+    assert!(!status.success());
+    for part in
+        ["cluster.node", "cluster.secret", "there is no TLS", "cluster.advertise", "store.kind"]
+    {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+}

@@ -151,10 +151,8 @@ async fn a_node_that_stops_in_order_leaves_no_gap() {
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
     cluster.nodes.pop().expect("a node").inner.stop().await;
-    eventually("n1 has left", || async {
-        cluster.nodes[0].node.cubes().view().others.is_empty()
-    })
-    .await;
+    eventually("n1 has left", || async { cluster.nodes[0].node.cubes().view().others.is_empty() })
+        .await;
     is_over.store(true, Ordering::Relaxed);
     let (added, slowest) = writer.await.expect("every add succeeds");
     let mut found = 0;

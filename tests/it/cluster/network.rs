@@ -10,9 +10,7 @@ use std::{
 use memcube::{
     actors::cluster::{Inbox, Transport},
     cluster::HttpTransport,
-    schemas::limits::{
-        PEER_FRAME_BYTES_COUNTED_MIN, PEER_FRAME_BYTES_MAX, PEER_SENDING_BYTES_MAX,
-    },
+    schemas::limits::{PEER_FRAME_BYTES_COUNTED_MIN, PEER_FRAME_BYTES_MAX, PEER_SENDING_BYTES_MAX},
     settings::{ClusterSettings, Secret},
 };
 use tokio::net::TcpListener;
@@ -171,7 +169,6 @@ pub(super) async fn check_recovery(mine: ClusterSettings, mut theirs: ClusterSet
     let b = End::bind("b", &theirs).await;
     let start = Instant::now();
     a.reaches("b", &b).await;
-    println!("reached again after {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(6), "it took {:?}", start.elapsed());
     // And once more when its process is killed and started anew.
     b.transport.cut();

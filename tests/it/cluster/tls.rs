@@ -3,14 +3,12 @@
 use std::path::Path;
 
 use memcube::{actors::cluster::Transport, cluster::HttpTransport, settings::ClusterSettings};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 
 use super::{
-    Cluster, node_id,
+    Cluster,
     network::{End, check_recovery},
-    settings, write_file,
+    node_id, settings, write_file,
 };
 
 /// Signs certificates of nodes.
@@ -127,33 +125,48 @@ async fn files_of_no_use_are_told_at_the_start() {
     type Change = Box<dyn Fn(&mut ClusterSettings)>;
     let table: [(Change, &str); 7] = [
         (Box::new(|_| {}), ""),
-        (Box::new({
-            let missing = missing.clone();
-            move |s| s.tls_ca.clone_from(&missing)
-        }), "`cluster.tls-ca` `…missing.pem` is of no use: …"),
-        (Box::new({
-            let garbage = garbage.clone();
-            move |s| s.tls_cert.clone_from(&garbage)
-        }), "`cluster.tls-cert` `…garbage.pem` is of no use: there is no certificate in it"),
-        (Box::new(move |s| s.tls_key.clone_from(&garbage)),
-            "`cluster.tls-key` `…garbage.pem` is of no use: …"),
-        (Box::new({
-            let other = other.clone();
-            move |s| s.tls_cert.clone_from(&other.tls_cert)
-        }), "`cluster.tls-cert` `…b-cert.pem` is of no use: …"),
-        (Box::new(move |s| s.tls_key.clone_from(&other.tls_key)),
-            "`cluster.tls-cert` `…` and `cluster.tls-key` `…` do not work together: …"),
-        (Box::new(move |s| {
-            s.tls_cert.clone_from(&host.tls_cert);
-            s.tls_key.clone_from(&host.tls_key);
-        }), "`cluster.tls-cert` `…c-cert.pem` is of no use: …"),
+        (
+            Box::new({
+                let missing = missing.clone();
+                move |s| s.tls_ca.clone_from(&missing)
+            }),
+            "`cluster.tls-ca` `…missing.pem` is of no use: …",
+        ),
+        (
+            Box::new({
+                let garbage = garbage.clone();
+                move |s| s.tls_cert.clone_from(&garbage)
+            }),
+            "`cluster.tls-cert` `…garbage.pem` is of no use: there is no certificate in it",
+        ),
+        (
+            Box::new(move |s| s.tls_key.clone_from(&garbage)),
+            "`cluster.tls-key` `…garbage.pem` is of no use: …",
+        ),
+        (
+            Box::new({
+                let other = other.clone();
+                move |s| s.tls_cert.clone_from(&other.tls_cert)
+            }),
+            "`cluster.tls-cert` `…b-cert.pem` is of no use: …",
+        ),
+        (
+            Box::new(move |s| s.tls_key.clone_from(&other.tls_key)),
+            "`cluster.tls-cert` `…` and `cluster.tls-key` `…` do not work together: …",
+        ),
+        (
+            Box::new(move |s| {
+                s.tls_cert.clone_from(&host.tls_cert);
+                s.tls_key.clone_from(&host.tls_key);
+            }),
+            "`cluster.tls-cert` `…c-cert.pem` is of no use: …",
+        ),
     ];
     for (row, (change, expected)) in table.into_iter().enumerate() {
         let mut settings = good.clone();
         change(&mut settings);
         let bound = HttpTransport::bind(node_id("a"), &settings).await;
         let told = bound.err().map(|error| error.message().to_owned()).unwrap_or_default();
-        println!("{told}");
         crate::support::assert_says(&told, expected, &format!("row {row}"));
     }
 }
