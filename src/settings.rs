@@ -1,6 +1,8 @@
 //! Settings: one structure, from defaults, a file, the environment and the command line, in this
 //! order.
 
+mod cluster;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -13,6 +15,9 @@ use figment::{
     value::{Dict, Value},
 };
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::cluster::split_address;
+pub use self::cluster::{ClusterSettings, Secret};
 
 /// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
 const ENV_PREFIX: &str = "MEMCUBE__";
@@ -31,6 +36,8 @@ pub struct Settings {
     pub cube: CubeSettings,
     /// The model that embeds.
     pub embedder: EmbedderSettings,
+    /// The other machines.
+    pub cluster: ClusterSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -250,6 +257,13 @@ impl Settings {
     /// # Errors
     /// Every value that makes no sense.
     pub fn validate(self) -> Result<Self, SettingsError> {
+        let mut mistakes = self.mistakes_in_values();
+        mistakes.extend(self.cluster.mistakes_together(Some(self.store.kind), self.http.listen));
+        if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
+    }
+
+    /// What is wrong with single values, whatever the others are.
+    fn mistakes_in_values(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.cube.hot_cubes_max == 0 {
             mistakes.push("`cube.hot-cubes-max` must be at least 1".to_owned());
@@ -267,7 +281,8 @@ impl Settings {
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             mistakes.push(format!("`log.filter` cannot be read: {error}"));
         }
-        if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
+        mistakes.extend(self.cluster.mistakes_in_values());
+        mistakes
     }
 }
 
@@ -286,8 +301,8 @@ fn check_section(sources: &Figment, section: &str, value: &Value, mistakes: &mut
             for error in error {
                 mistakes.push(format!("`{section}.{key}`{origin}: {}", error.kind));
             }
-        } else if let Ok(Err(error)) = one.extract::<Settings>().map(Settings::validate) {
-            mistakes.extend(error.mistakes);
+        } else if let Ok(settings) = one.extract::<Settings>() {
+            mistakes.extend(settings.mistakes_in_values());
         }
     }
 }
@@ -336,6 +351,20 @@ mod tests {
         for part in ["http.listen", "http.port", "store.kind", "cube.hot-cubes-max"] {
             assert!(error.to_string().contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_told_once_all_values_are_good() {
+        let error = load("[cluster]\nenabled = true\n").expect_err("three mistakes");
+        assert_eq!(error.mistakes.len(), 3, "{error}");
+        for part in ["cluster.node", "cluster.secret", "store.kind"] {
+            assert!(error.to_string().contains(part), "{part} in {error}");
+        }
+        let text = "[cluster]\nenabled = true\nnode = \"a\"\nsecret = \"0123456789abcdef\"\n";
+        let settings = load(&format!("{text}[store]\nkind = \"foundationdb\"\n"));
+        assert!(settings.expect("it is valid").cluster.enabled);
+        let error = load("[cluster]\nsecret = \"short\"\nnode = \"\"\n").expect_err("two");
+        assert_eq!(error.mistakes.len(), 2, "{error}");
     }
 
     #[test]

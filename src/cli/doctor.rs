@@ -17,13 +17,13 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Client, data_dir::DataDir, options::Options, output, running};
+#[cfg(feature = "fdb")]
+use crate::{environment, storage::FoundationDbStore};
 use crate::{
     inference,
     settings::{EmbedderKind, EmbedderSettings, Settings, StoreKind, StoreSettings},
     storage::EmbeddedStore,
 };
-#[cfg(feature = "fdb")]
-use crate::{environment, storage::FoundationDbStore};
 #[cfg(feature = "fdb")]
 use memcube_actors::storage::gate;
 
@@ -237,7 +237,10 @@ fn store(settings: &Settings, server: Option<&str>) -> Finding {
             Ok(ready) if ready.ready => good(CHECK, "the server says that it is ready"),
             Ok(ready) => bad(
                 CHECK,
-                format!("the server is not ready: store {}, cubes {}", ready.store, ready.cubes),
+                format!(
+                    "the server is not ready: store {}, cubes {}, cluster {}",
+                    ready.store, ready.cubes, ready.cluster
+                ),
                 "look at the server's log, mend the cause, and start it again",
             ),
             Err(error) => bad(CHECK, error.to_string(), "start the server again"),
@@ -277,8 +280,7 @@ fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
 
     let options = Options::from_settings(settings)?;
     let client = Client::load(settings.fdb_client_library.as_deref())?;
-    let runtime =
-        running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
+    let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
     let random = environment::system().random_u128();
     let found = runtime.block_on(async {
         let found = check::run(client, &options, random).await?;
@@ -298,8 +300,7 @@ fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
 
 #[cfg(not(feature = "fdb"))]
 fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
-    let runtime =
-        running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
+    let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
     runtime.block_on(crate::storage::open_foundationdb(settings))?;
     Ok(String::new())
 }
