@@ -31,11 +31,13 @@ pub enum Defect {
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,
+    /// A search over several cubes shows what a table names without a look at its row.
+    UncheckedCandidate,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -48,5 +50,6 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::UncheckedCandidate,
     ];
 }

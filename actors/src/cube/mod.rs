@@ -36,6 +36,7 @@ pub(crate) use self::{
     hydrate::Hydrator,
     journal::{commit, made},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
+    requests::check_search,
     state::{CubeKey, CubeState, text_hash},
 };
 use crate::{

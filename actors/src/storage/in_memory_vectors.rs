@@ -167,9 +167,10 @@ impl Table {
         let mut chosen: BTreeSet<&Place> =
             best(words.map(|(place, score)| (*score, *place)), spec.limit);
         if let Some(query) = &spec.vector {
-            let dots = self.rows.iter().filter(|(_, row)| counts(row)).filter_map(|(place, row)| {
-                row.vector.as_ref().map(|vector| (dot(vector, query), place))
-            });
+            let dots =
+                self.rows.iter().filter(|(_, row)| counts(row)).filter_map(|(place, row)| {
+                    row.vector.as_ref().map(|vector| (dot(vector, query), place))
+                });
             chosen.extend(best(dots, spec.limit));
         }
         let candidate = |place: &Place| {

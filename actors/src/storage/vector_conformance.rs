@@ -320,11 +320,8 @@ async fn conditions_hold_back_other_rows<B: VectorBackend>(_: &mut B, probe: Pro
         tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
         ..none.clone()
     };
-    let said = |from, before| SearchFilter {
-        said_from_ms: from,
-        said_before_ms: before,
-        ..none.clone()
-    };
+    let said =
+        |from, before| SearchFilter { said_from_ms: from, said_before_ms: before, ..none.clone() };
     let talks = SearchFilter { conversation: Some(talk.clone()), ..none.clone() };
     let both = SearchFilter { kinds: vec![MemoryKind::Fact], ..talks.clone() };
     for (filter, found) in [
@@ -379,10 +376,7 @@ async fn tidying_up_keeps_everything<B: VectorBackend>(_: &mut B, probe: Probe) 
     assert_eq!(probe.found(spec).await, (6..=12).collect::<Vec<u64>>());
 }
 
-async fn a_dropped_table_is_gone_and_may_be_built_again<B: VectorBackend>(
-    _: &mut B,
-    probe: Probe,
-) {
+async fn a_dropped_table_is_gone_and_may_be_built_again<B: VectorBackend>(_: &mut B, probe: Probe) {
     probe.apply(vec![put(row("ann", 1, "word", Some(vector(0, 0.0))))], 9).await;
     probe.index.drop_table(&probe.table).await.expect("it is dropped");
     assert_eq!(probe.watermark().await, None);

@@ -187,7 +187,7 @@ impl From<VectorIndexError> for Error {
 }
 
 /// Shorthand for what an index answers.
-pub type IndexResult<T> = std::result::Result<T, VectorIndexError>;
+pub type IndexResult<T> = Result<T, VectorIndexError>;
 
 /// An index over the vectors and words of many cubes.
 pub trait VectorIndex: Send + Sync + 'static {
