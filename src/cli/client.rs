@@ -5,6 +5,7 @@ use std::{fmt, thread, time::Duration};
 use memcube_schemas::api::v1::{
     AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, CubeBody, HealthResponse,
     ListCubesResponse, ListMemoriesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
+    TenantSearchBody, TenantSearchResponse, VectorsResponse,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
@@ -204,6 +205,18 @@ impl Client {
 
     pub(crate) fn search(&self, cube: &str, request: &SearchBody) -> Result<SearchResponse> {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
+    }
+
+    pub(crate) fn search_all(&self, request: &TenantSearchBody) -> Result<TenantSearchResponse> {
+        self.post("/v1/search", request, None)
+    }
+
+    pub(crate) fn vectors(&self) -> Result<VectorsResponse> {
+        self.get("/v1/vectors")
+    }
+
+    pub(crate) fn rebuild_vectors(&self) -> Result<VectorsResponse> {
+        self.post("/v1/vectors/rebuild", &(), None)
     }
 
     fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {

@@ -14,6 +14,7 @@ mod output;
 mod running;
 mod serve;
 mod sim;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -61,6 +62,9 @@ enum Command {
     /// List, make, show, delete and release cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
+    /// Show the vector tier of a server, or build it anew.
+    #[command(subcommand)]
+    Vectors(vectors::VectorsCommand),
     /// Check this installation, and say what to do about each problem.
     Doctor(doctor::DoctorArgs),
     /// Print the description of the HTTP interface (OpenAPI, JSON).
@@ -95,6 +99,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
         Command::Cube(command) => cube::run(&options, command)?,
+        Command::Vectors(command) => vectors::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
         Command::Bench(command) => bench::run(&options, command)?,
@@ -124,6 +129,9 @@ mod tests {
             "memcube search --top-k 3 --token-budget 100 --explain what is it",
             "memcube import --format locomo --batch 2 a.json b.json",
             "memcube export --cube me --out -",
+            "memcube search --all-cubes --top-k 3 what is it",
+            "memcube vectors show --json",
+            "memcube vectors rebuild --server http://127.0.0.1:1",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
             "memcube doctor --json",
@@ -145,6 +153,7 @@ mod tests {
             "memcube",
             "memcube add",
             "memcube search --top-k 0 x",
+            "memcube search --all-cubes --cube ann x",
             "memcube import",
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",

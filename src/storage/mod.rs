@@ -1,5 +1,9 @@
-//! Backends of the state store port that need a disk.
+//! Backends of the storage ports that need a disk.
 
 mod embedded;
+#[cfg(feature = "lance")]
+mod lance;
 
 pub use embedded::EmbeddedStore;
+#[cfg(feature = "lance")]
+pub use lance::{LanceIndex, LanceOptions};

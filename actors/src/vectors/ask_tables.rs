@@ -118,11 +118,12 @@ impl Asking<'_> {
     /// acknowledged before is in one or the other.
     async fn read_tails(&self, tier: &VectorTier, shards: &BTreeSet<u16>) -> Result<Tails> {
         let tenant = self.context.tenant();
-        let watermarks = shards.iter().map(|shard| async move {
-            (*shard, tier.index.watermark(&tier.table(tenant, *shard)).await)
-        });
+        let mut watermarks = Vec::with_capacity(shards.len());
+        for shard in shards {
+            watermarks.push(tier.index.watermark(&tier.table(tenant, *shard)));
+        }
         let mut tails = Tails::default();
-        for (shard, watermark) in join_all(watermarks).await {
+        for (shard, watermark) in shards.iter().copied().zip(join_all(watermarks).await) {
             match watermark {
                 Ok(Some(watermark)) => drop(tails.after.insert(shard, watermark)),
                 Ok(None) => drop(tails.uncovered.insert(shard)),
@@ -191,20 +192,22 @@ impl Asking<'_> {
             filter: self.request.filter.clone(),
             limit,
         };
-        let searches = tails.after.iter().map(|(shard, after)| {
-            let mut spec = spec.clone();
+        let mut searches = Vec::with_capacity(tails.after.len());
+        for shard in tails.after.keys() {
             let of_shard = |cube: &&CubeId| keys::feed_shard(cube) == *shard;
             let named = self.named.as_ref();
-            spec.cubes = named.map(|named| named.iter().filter(of_shard).cloned().collect());
+            let cubes = named.map(|named| named.iter().filter(of_shard).cloned().collect());
             let table = tier.table(self.context.tenant(), *shard);
-            async move {
-                let found = tier.index.search(&table, spec).await?;
-                Ok((*shard, found.filter(|found| found.watermark >= *after)))
+            searches.push(tier.index.search(&table, SearchSpec { cubes, ..spec.clone() }));
+        }
+        let mut candidates = BTreeMap::new();
+        for ((shard, after), found) in tails.after.iter().zip(join_all(searches).await) {
+            match found? {
+                Some(found) if found.watermark >= *after => drop(candidates.insert(*shard, found)),
+                Some(_) | None => return Ok(None),
             }
-        });
-        let found: Result<Vec<(u16, Option<Candidates>)>> =
-            join_all(searches).await.into_iter().collect();
-        Ok(found?.into_iter().map(|(shard, found)| Some((shard, found?))).collect())
+        }
+        Ok(Some(candidates))
     }
 
     /// Reads every memory that may answer from its row, which decides.

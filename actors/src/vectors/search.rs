@@ -161,19 +161,23 @@ impl Asking<'_> {
         tier: Option<&VectorTier>,
         shards: &BTreeSet<u16>,
     ) -> Result<Vec<CubeHit>> {
-        let in_shards = |cube: &CubeId| shards.contains(&keys::feed_shard(cube));
         let asked: Vec<CubeId> = match &self.named {
-            Some(named) => named.iter().filter(|cube| in_shards(cube)).cloned().collect(),
-            None => self.list_cubes(&in_shards).await?,
+            Some(named) => {
+                let wanted = |cube: &&CubeId| shards.contains(&keys::feed_shard(cube));
+                named.iter().filter(wanted).cloned().collect()
+            }
+            None => self.list_cubes(shards).await?,
         };
         if asked.len() > CUBES_ASKED_MAX {
             return Err(too_many_to_ask(tier.is_some(), shards.len()));
         }
-        let answers = asked.iter().map(|cube| self.ask_cube(cube));
-        let answers: Vec<Result<Vec<CubeHit>>> =
-            stream::iter(answers).buffered(ASKED_AT_ONCE).collect().await;
+        let mut answers = Vec::with_capacity(asked.len());
+        for cube in &asked {
+            answers.push(self.ask_cube(cube));
+        }
+        let mut answers = stream::iter(answers).buffered(ASKED_AT_ONCE);
         let mut hits = Vec::new();
-        for answer in answers {
+        while let Some(answer) = answers.next().await {
             match answer {
                 Ok(found) => hits.extend(found),
                 // One that was only listed may have been deleted meanwhile.
@@ -185,7 +189,7 @@ impl Asking<'_> {
     }
 
     /// The tenant's cubes as far as they are wanted: one more than can be asked says enough.
-    async fn list_cubes(&self, wanted: &dyn Fn(&CubeId) -> bool) -> Result<Vec<CubeId>> {
+    async fn list_cubes(&self, shards: &BTreeSet<u16>) -> Result<Vec<CubeId>> {
         let tenant = self.context.tenant();
         let mut range = keys::manifests(tenant);
         let mut cubes = Vec::new();
@@ -194,7 +198,7 @@ impl Asking<'_> {
             let output = self.cubes.store().read(vec![read]).await?;
             let Some(page) = output.pages.into_iter().next() else { return Ok(cubes) };
             let found = page.entries.iter().filter_map(|entry| keys::trailing_cube_id(&entry.key));
-            cubes.extend(found.filter(|cube| wanted(cube)));
+            cubes.extend(found.filter(|cube| shards.contains(&keys::feed_shard(cube))));
             match page.entries.last() {
                 Some(last) if page.more && cubes.len() <= CUBES_ASKED_MAX => {
                     range = range.after(&last.key);

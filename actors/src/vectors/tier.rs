@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
 use memcube_schemas::{ModelId, TenantId, keys::FEED_SHARDS, limits::INDEX_PAGE_RECORDS};
 use tokio::sync::Semaphore;
 
@@ -104,7 +103,8 @@ impl Cubes {
     pub async fn vector_shards(&self, context: &TenantContext) -> Result<Vec<ShardState>> {
         let Some(tier) = &self.shared().vectors else { return Ok(Vec::new()) };
         let tenant = context.tenant();
-        let states = (0..FEED_SHARDS).map(|shard| async move {
+        let mut states = Vec::with_capacity(usize::from(FEED_SHARDS));
+        for shard in 0..FEED_SHARDS {
             let watermark = tier.index.watermark(&tier.table(tenant, shard)).await?;
             let after = watermark.unwrap_or_default();
             let tail = tail::read(self.store(), tenant, shard, after, INDEX_PAGE_RECORDS).await?;
@@ -112,9 +112,9 @@ impl Cubes {
                 Tail::Read { changed, .. } => changed.records,
                 Tail::Gap => INDEX_PAGE_RECORDS,
             };
-            Ok(ShardState { shard, watermark, behind })
-        });
-        join_all(states).await.into_iter().collect()
+            states.push(ShardState { shard, watermark, behind });
+        }
+        Ok(states)
     }
 
     /// Builds the caller's part of the vector tier of this node anew, in the background.

@@ -4,6 +4,7 @@ pub(crate) mod cubes;
 pub(crate) mod health;
 pub(crate) mod memories;
 pub(crate) mod search;
+pub(crate) mod vectors;
 mod views;
 
 pub(crate) use views::rfc3339;
