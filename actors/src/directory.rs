@@ -13,7 +13,11 @@ use std::{
 
 use dashmap::DashMap;
 use memcube_schemas::{
-    CubeId, NodeId, TenantId, codec::decode, keys, limits::CUBE_INFLIGHT_MAX, node::NodeRecord,
+    CubeId, NodeId, TenantId,
+    codec::decode,
+    keys,
+    limits::{CUBE_INFLIGHT_MAX, TENANT_SEARCHES_MAX},
+    node::NodeRecord,
 };
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -32,6 +36,7 @@ use crate::{
     host::{CubeHost, Ended, HostHandle, HostSettings},
     storage::{RangeRead, SharedStore},
     tenant::TenantContext,
+    vectors::{SearchPlaces, VectorParts, VectorTier},
 };
 
 /// Fixed, so that two processes build the same map.
@@ -87,6 +92,8 @@ pub struct NodeParts {
     pub hot_cubes_max: usize,
     /// How to reach the other nodes; `None` for a node that is alone with its store.
     pub cluster: Option<ClusterParts>,
+    /// Where vectors of many cubes are searched; without it such searches ask the cubes.
+    pub vectors: Option<VectorParts>,
 }
 
 /// How full a queue is.
@@ -118,6 +125,9 @@ pub(crate) struct Shared {
     store: SharedStore,
     environment: Environment,
     embedder: Option<EmbedderHandle>,
+    /// Where vectors of many cubes are searched.
+    pub(crate) vectors: Option<VectorTier>,
+    pub(crate) search_places: SearchPlaces,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -161,7 +171,7 @@ impl Cubes {
     pub async fn start(parts: NodeParts) -> Result<Self> {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
-        let NodeParts { store, environment, embedder, node, cluster, .. } = parts;
+        let NodeParts { store, environment, embedder, node, cluster, vectors, .. } = parts;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -189,6 +199,13 @@ impl Cubes {
             None => None,
         };
         let host = CubeHost::start(Arc::clone(&directory), hydrator.clone(), settings).await?;
+        let vectors = match vectors {
+            Some(parts) => {
+                let (store, environment) = (Arc::clone(&store), environment.clone());
+                Some(VectorTier::start(parts, store, environment, embedder.clone()).await?)
+            }
+            None => None,
+        };
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -200,6 +217,8 @@ impl Cubes {
             store,
             environment,
             embedder,
+            vectors,
+            search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -233,6 +252,7 @@ impl Cubes {
             QueueDepth { name: "the fullest cube", depth: fullest, bound: CUBE_INFLIGHT_MAX },
             host.queue(),
         ];
+        queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
         queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
         queues
@@ -256,6 +276,9 @@ impl Cubes {
             cluster.membership.kill();
         }
         self.shared.host.kill();
+        if let Some(vectors) = &self.shared.vectors {
+            vectors.kill();
+        }
         if let Some(embedder) = &self.shared.embedder {
             embedder.kill();
         }
@@ -268,6 +291,9 @@ impl Cubes {
             cluster.peers.close();
         }
         self.shared.host.shut_down().await;
+        if let Some(vectors) = &self.shared.vectors {
+            vectors.stop().await;
+        }
         if let Some(cluster) = &self.shared.cluster {
             cluster.membership.leave().await;
             cluster.peers.hang_up().await;
@@ -284,6 +310,7 @@ impl Cubes {
         self.shared.host.is_alive()
             && self.shared.views.borrow().is_serving
             && cluster.is_none_or(|cluster| cluster.membership.is_alive())
+            && self.shared.vectors.as_ref().is_none_or(VectorTier::is_alive)
     }
 
     /// Whether this node is one of several, and stands among them: it is registered, and has not

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod reader;
 pub mod storage;
 pub mod tenant;
+pub mod vectors;
 
 pub use cube::CubeHandle;
 pub use directory::{CubeDescription, Cubes, NodeParts};

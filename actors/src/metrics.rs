@@ -50,6 +50,20 @@ pub const STORE_COMMIT_SECONDS: &str = "memcube_store_commit_seconds";
 pub const STORE_COMMITS_TOTAL: &str = "memcube_store_commits_total";
 /// Commits that shared one fsync.
 pub const STORE_GROUP_COMMITS: &str = "memcube_store_group_commits";
+/// Searches over several cubes, by `outcome`.
+pub const TENANT_SEARCHES_TOTAL: &str = "memcube_tenant_searches_total";
+/// Time of a search over several cubes, embedding of the question included.
+pub const TENANT_SEARCH_SECONDS: &str = "memcube_tenant_search_seconds";
+/// Memories that a search read itself because the vector tier had not seen their change yet.
+pub const TENANT_SEARCH_UNINDEXED: &str = "memcube_tenant_search_unindexed";
+/// Rows that the vector tier took in.
+pub const VECTOR_ROWS_APPLIED_TOTAL: &str = "memcube_vector_rows_applied_total";
+/// Time to bring one batch into the vector tier.
+pub const VECTOR_APPLY_SECONDS: &str = "memcube_vector_apply_seconds";
+/// Shards of tenants that were built in the vector tier from their rows.
+pub const VECTOR_BUILDS_TOTAL: &str = "memcube_vector_builds_total";
+/// Failures of the vector tier, each tried again.
+pub const VECTOR_FAILURES_TOTAL: &str = "memcube_vector_failures_total";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -70,6 +84,11 @@ pub fn describe() {
     counter(MEMORIES_ADDED_TOTAL, "memories added");
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
     counter(STORE_COMMITS_TOTAL, "commits of the state store");
+    counter(TENANT_SEARCHES_TOTAL, "searches over several cubes");
+    counter(VECTOR_ROWS_APPLIED_TOTAL, "rows that the vector tier took in");
+    counter(VECTOR_BUILDS_TOTAL, "shards built in the vector tier from their rows");
+    counter(VECTOR_FAILURES_TOTAL, "failures of the vector tier");
+    describe_histogram!(TENANT_SEARCH_UNINDEXED, Unit::Count, "memories not indexed yet");
     describe_gauge!(CUBES_HOT, Unit::Count, "cube actors hydrated now");
     describe_gauge!(CUBES_QUARANTINED, Unit::Count, "cubes in quarantine now");
     let seconds = |name: &'static str, text: &'static str| {
@@ -79,6 +98,8 @@ pub fn describe() {
     seconds(CUBE_CALL_SECONDS, "time of a cube call, commit included");
     seconds(RECALL_SECONDS, "time of one recall, query embedding excluded");
     seconds(CUBE_HYDRATE_SECONDS, "time to hydrate a cube");
+    seconds(TENANT_SEARCH_SECONDS, "time of a search over several cubes");
+    seconds(VECTOR_APPLY_SECONDS, "time to bring one batch into the vector tier");
     seconds(EMBED_BATCH_SECONDS, "time of one forward pass of the embedder");
     seconds(STORE_COMMIT_SECONDS, "time of a commit, fsync included");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");

@@ -141,3 +141,27 @@ pub const RESTORE_COMMIT_BYTES_MAX: usize = 500_000;
 pub const RESTORE_COMMIT_ROWS_MAX: usize = 256;
 /// Backups that one node hands out at a time: each keeps two parts in RAM.
 pub const BACKUPS_RUNNING_MAX: usize = 1;
+
+/// Cubes that one search over several may name.
+pub const CUBES_PER_SEARCH_MAX: usize = 1_000;
+/// Cubes that a search over several asks one by one, where no vector tier answers for them: each of
+/// them is hydrated.
+pub const CUBES_ASKED_MAX: usize = 64;
+/// Searches over several cubes that one node executes at a time before further ones are refused.
+pub const TENANT_SEARCHES_MAX: usize = 64;
+/// Memories that a search reads and scores itself because the vector tier has not seen their change
+/// yet; further behind, it says so.
+pub const UNINDEXED_ITEMS_MAX: usize = 16_384;
+/// Candidates that a search takes from one table at the most.
+pub const CANDIDATES_MAX: usize = 16_384;
+/// Feed records that are read at a time: each may name some thousand memories.
+pub const INDEX_PAGE_RECORDS: usize = 256;
+/// Rows that the vector tier writes at a time: much fewer make many small files.
+pub const INDEX_BATCH_ROWS: usize = 2_048;
+/// Shards of tenants that wait to be built before further wishes are dropped; the next search
+/// wishes again.
+pub const INDEX_WISHES_MAX: usize = 4_096;
+/// Shards of tenants whose last news the vector tier remembers; of others it looks again.
+pub const INDEX_SHARDS_KNOWN_MAX: usize = 65_536;
+/// Rows of one table of the vector tier in RAM: about 2 KB each with a vector of 384 values.
+pub const TABLE_IN_RAM_ROWS_MAX: usize = 1_000_000;

@@ -7,7 +7,8 @@ use memcube_schemas::{
     api::v1::{
         AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
         HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
-        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
+        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse, TenantSearchBody,
+        TenantSearchResponse, VectorsResponse,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -248,6 +249,18 @@ impl Client {
         let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
         let answer = body.map_err(|error| self.unreachable(error.to_string()))?;
         Err(self.refusal(status, &answer))
+    }
+
+    pub(crate) fn search_all(&self, request: &TenantSearchBody) -> Result<TenantSearchResponse> {
+        self.post("/v1/search", request, None)
+    }
+
+    pub(crate) fn vectors(&self) -> Result<VectorsResponse> {
+        self.get("/v1/vectors")
+    }
+
+    pub(crate) fn rebuild_vectors(&self) -> Result<VectorsResponse> {
+        self.post("/v1/vectors/rebuild", &(), None)
     }
 
     fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {

@@ -17,6 +17,7 @@ mod restore;
 mod running;
 mod serve;
 mod sim;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -70,6 +71,9 @@ enum Command {
     Cube(cube::CubeCommand),
     /// List the nodes of the cluster.
     Nodes(options::ServerArgs),
+    /// Show the vector tier of a server, or build it anew.
+    #[command(subcommand)]
+    Vectors(vectors::VectorsCommand),
     /// Check this installation, and say what to do about each problem.
     Doctor(doctor::DoctorArgs),
     /// Print the description of the HTTP interface (OpenAPI, JSON).
@@ -107,6 +111,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Restore(args) => return restore::run(&options, args),
         Command::Cube(command) => cube::run(&options, command)?,
         Command::Nodes(server) => nodes::run(&options, &server)?,
+        Command::Vectors(command) => vectors::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
         Command::Bench(command) => bench::run(&options, command)?,
@@ -141,6 +146,9 @@ mod tests {
             "memcube backup verify --from backups/monday",
             "memcube restore --from backups/monday --dry-run",
             "memcube restore --from backups/monday --cube me --as me-again",
+            "memcube search --all-cubes --top-k 3 what is it",
+            "memcube vectors show --json",
+            "memcube vectors rebuild --server http://127.0.0.1:1",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
             "memcube cube hand-over me --to node-2",
@@ -164,6 +172,7 @@ mod tests {
             "memcube",
             "memcube add",
             "memcube search --top-k 0 x",
+            "memcube search --all-cubes --cube ann x",
             "memcube import",
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",

@@ -90,6 +90,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::memories::routes())
         .merge(http::search::routes())
         .merge(http::nodes::routes())
+        .merge(http::vectors::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))
         .route("/openapi.json", get(openapi::serve))

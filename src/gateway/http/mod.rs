@@ -6,6 +6,7 @@ pub(crate) mod health;
 pub(crate) mod memories;
 pub(crate) mod nodes;
 pub(crate) mod search;
+pub(crate) mod vectors;
 mod views;
 
 pub(crate) use views::rfc3339;
