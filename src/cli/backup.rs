@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::ExitCode, sync::Arc, time::Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use memcube_actors::{
     backup::{

@@ -167,7 +167,6 @@ mod tests {
             "memcube backup --to x verify --from x",
             "memcube restore",
             "memcube restore --from x --as y",
-            "memcube restore --from x --cube a --cube b --as y",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
