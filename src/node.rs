@@ -159,7 +159,8 @@ impl Node {
     }
 }
 
-async fn open_store(settings: &Settings) -> Result<SharedStore> {
+/// Opens the state store that the settings name.
+pub(crate) async fn open_store(settings: &Settings) -> Result<SharedStore> {
     match settings.store.kind {
         StoreKind::InMemory => Ok(Arc::new(InMemoryStore::default())),
         StoreKind::Embedded => {

@@ -70,6 +70,27 @@ pub enum StoreKind {
     FoundationDb,
 }
 
+impl StoreKind {
+    /// The name in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::InMemory => "in-memory",
+            Self::FoundationDb => "foundationdb",
+        }
+    }
+
+    /// Whether several processes may use such a store at the same time.
+    #[must_use]
+    pub const fn is_shared(self) -> bool {
+        match self {
+            Self::Embedded | Self::InMemory => false,
+            Self::FoundationDb => true,
+        }
+    }
+}
+
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+pub mod backup;
 pub mod cluster;
 pub mod cube;
 pub mod defects;

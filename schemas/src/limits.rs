@@ -132,3 +132,12 @@ pub const PEER_WINDOW_CALLS: usize = 8_192;
 pub const PEER_WINDOW_KEPT_MS: u64 = 60_000;
 /// Routes to cubes on other nodes that are remembered.
 pub const ROUTES_MAX: usize = 65_536;
+
+/// Bytes of one part of a backup: large enough for few requests, small enough to hold two in RAM.
+pub const BACKUP_PART_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the rows in one commit of a restore: well inside what FoundationDB takes.
+pub const RESTORE_COMMIT_BYTES_MAX: usize = 500_000;
+/// Rows in one commit of a restore.
+pub const RESTORE_COMMIT_ROWS_MAX: usize = 256;
+/// Backups that one node hands out at a time: each keeps two parts in RAM.
+pub const BACKUPS_RUNNING_MAX: usize = 1;

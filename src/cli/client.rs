@@ -1,12 +1,12 @@
 //! A blocking client of `/v1`, for the commands.
 
-use std::{fmt, thread, time::Duration};
+use std::{fmt, io, thread, time::Duration};
 
 use memcube_schemas::{
     NodeId,
     api::v1::{
-        AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, CubeBody, HandOverRequest,
-        HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
+        AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
+        HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
         ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
     },
 };
@@ -221,6 +221,35 @@ impl Client {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
     }
 
+    /// Takes a backup. The answer is a stream, which takes as long as the backup does.
+    pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl io::Read + use<>> {
+        let body = serde_json::to_vec(request)
+            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(CONNECT_SECONDS_MAX)))
+            .timeout_recv_response(Some(Duration::from_secs(CALL_SECONDS_MAX)));
+        if is_loopback(&self.address) {
+            config = config.proxy(None);
+        }
+        let agent = Agent::new_with_config(config.build());
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/v1/backups", self.address))
+            .header("authorization", &self.authorization)
+            .header("content-type", "application/json");
+        let request = request.body(body).map_err(|error| self.unreachable(error.to_string()))?;
+        let mut response =
+            agent.run(request).map_err(|error| self.unreachable(error.to_string()))?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_with_config().limit(u64::MAX).reader());
+        }
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let answer = body.map_err(|error| self.unreachable(error.to_string()))?;
+        Err(self.refusal(status, &answer))
+    }
+
     fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
         self.call(&Call::new(Method::GET, path))
     }
@@ -260,9 +289,13 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok((status, answer));
         }
-        match serde_json::from_slice(&answer) {
-            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => Err(self.strange(status, &answer)),
+        Err(self.refusal(status, &answer))
+    }
+
+    fn refusal(&self, status: u16, answer: &[u8]) -> ClientError {
+        match serde_json::from_slice(answer) {
+            Ok(problem) => ClientError::Problem(Box::new(problem)),
+            Err(_) => self.strange(status, answer),
         }
     }
 

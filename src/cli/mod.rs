@@ -1,5 +1,6 @@
 //! The command line: one file a command, all of them on the HTTP interface that others use as well.
 
+mod backup;
 mod bench;
 mod client;
 mod connect;
@@ -12,6 +13,7 @@ mod memories;
 mod nodes;
 mod options;
 mod output;
+mod restore;
 mod running;
 mod serve;
 mod sim;
@@ -59,6 +61,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
     Export(export::ExportArgs),
+    /// Keep cubes as objects in a directory or a bucket, while they are in use.
+    Backup(backup::BackupArgs),
+    /// Put cubes of a backup into a store, also into one of another kind.
+    Restore(restore::RestoreArgs),
     /// List, make, show, delete, release and move cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
@@ -97,6 +103,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Search(args) => memories::search(&options, args)?,
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
+        Command::Backup(args) => return backup::run(&options, args),
+        Command::Restore(args) => return restore::run(&options, args),
         Command::Cube(command) => cube::run(&options, command)?,
         Command::Nodes(server) => nodes::run(&options, &server)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
@@ -128,6 +136,11 @@ mod tests {
             "memcube search --top-k 3 --token-budget 100 --explain what is it",
             "memcube import --format locomo --batch 2 a.json b.json",
             "memcube export --cube me --out -",
+            "memcube backup --to backups/monday --cube me --cube you --json",
+            "memcube backup --to s3://bucket/monday --server http://127.0.0.1:1 --api-key k",
+            "memcube backup verify --from backups/monday",
+            "memcube restore --from backups/monday --dry-run",
+            "memcube restore --from backups/monday --cube me --as me-again",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
             "memcube cube hand-over me --to node-2",
@@ -155,6 +168,12 @@ mod tests {
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",
             "memcube serve --embedder big",
+            "memcube backup",
+            "memcube backup verify",
+            "memcube backup --to x verify --from x",
+            "memcube restore",
+            "memcube restore --from x --as y",
+            "memcube restore --from x --cube a --cube b --as y",
             "memcube cube hand-over me",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

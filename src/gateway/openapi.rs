@@ -18,6 +18,7 @@ use super::{http, memos};
     paths(
         http::cubes::create, http::cubes::list, http::cubes::read, http::cubes::delete,
         http::cubes::release,
+        http::backups::create,
         http::memories::add, http::memories::list, http::memories::read, http::memories::update,
         http::memories::delete, http::memories::delete_many, http::memories::history,
         http::search::search,
@@ -29,6 +30,7 @@ use super::{http, memos};
     ),
     tags(
         (name = "cubes", description = "MemCubes: the memory of one user or agent"),
+        (name = "backups", description = "Cubes as objects, to be restored elsewhere"),
         (name = "memories", description = "What a cube remembers"),
         (name = "search", description = "What a cube knows about a question"),
         (name = "nodes", description = "The machines of the installation"),

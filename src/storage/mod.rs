@@ -3,6 +3,7 @@
 mod embedded;
 #[cfg(feature = "fdb")]
 pub mod foundationdb;
+pub mod objects;
 
 use memcube_actors::{
     metrics::STORE_COMMITS_TOTAL,

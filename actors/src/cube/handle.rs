@@ -337,6 +337,10 @@ impl CubeHandle {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 self.cubes.erase_unread(&self.key).await
             }
+            // So can one of which a restore that broke off has left some rows.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.cubes.discard_restore(&self.key).await? { Ok(()) } else { Err(error) }
+            }
             Err(error) => Err(error),
         }
     }

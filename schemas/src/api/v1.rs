@@ -49,6 +49,16 @@ body! {
     }
 }
 
+body! {
+    /// Takes a backup, which the answer streams.
+    request BackupBody {
+        /// Only these cubes; all of the caller's, and its API keys, if left out.
+        #[serde(default)]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+        cubes: Option<Vec<CubeId>>,
+    }
+}
+
 /// Whether a cube takes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -1,5 +1,6 @@
 //! `/v1`: our own interface, one file a resource.
 
+pub(crate) mod backups;
 pub(crate) mod cubes;
 pub(crate) mod health;
 pub(crate) mod memories;
