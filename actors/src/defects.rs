@@ -31,11 +31,15 @@ pub enum Defect {
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,
+    /// A page of the event feed goes on after the widest of its cuts.
+    SkippedEvent,
+    /// The event feed is trimmed without a look at its consumers.
+    TrimPastConsumer,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -48,5 +52,7 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::SkippedEvent,
+        Self::TrimPastConsumer,
     ];
 }
