@@ -7,6 +7,7 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
+    housekeeper::{Chore, HouseRules},
     storage::{InMemoryStore, SharedStore},
 };
 
@@ -26,6 +27,7 @@ pub struct NodeBuilder {
     environment: Option<Environment>,
     embedder: Option<Arc<dyn Embedder>>,
     cluster: Option<(NodeId, ClusterParts)>,
+    chores: Vec<Arc<dyn Chore>>,
 }
 
 impl NodeBuilder {
@@ -65,13 +67,20 @@ impl NodeBuilder {
         self
     }
 
+    /// With something more for the housekeeper to do now and then.
+    #[must_use]
+    pub fn with_chore(mut self, chore: Arc<dyn Chore>) -> Self {
+        self.chores.push(chore);
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
     /// `Unavailable` when the data directory or the model cannot be opened, with what to do about
     /// it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster } = self;
+        let Self { settings, store, environment, embedder, cluster, chores } = self;
         let environment = environment.unwrap_or_else(environment::system);
         let store = match store {
             Some(store) => store,
@@ -99,6 +108,8 @@ impl NodeBuilder {
             cluster,
         })
         .await?;
+        let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
+        cubes.keep_house(rules, chores).await?;
         Ok(Node { cubes, store, environment, settings })
     }
 }

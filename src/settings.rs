@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 /// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
 const ENV_PREFIX: &str = "MEMCUBE__";
+/// A reader that was cut off has this long to come back, at the least.
+const FEED_KEPT_MS_MIN: u64 = 1_000;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -29,6 +31,8 @@ pub struct Settings {
     pub cube: CubeSettings,
     /// The model that embeds.
     pub embedder: EmbedderSettings,
+    /// The event feed.
+    pub feed: FeedSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -87,6 +91,20 @@ pub struct CubeSettings {
 impl Default for CubeSettings {
     fn default() -> Self {
         Self { passivate_after_ms: 600_000, hot_cubes_max: memcube_schemas::limits::HOT_CUBES_MAX }
+    }
+}
+
+/// `[feed]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FeedSettings {
+    /// Milliseconds for which events are kept for readers that come back; a week if left out.
+    pub keep_ms: u64,
+}
+
+impl Default for FeedSettings {
+    fn default() -> Self {
+        Self { keep_ms: memcube_schemas::limits::FEED_KEPT_MS }
     }
 }
 
@@ -217,6 +235,12 @@ impl Settings {
         }
         if self.cube.passivate_after_ms == 0 {
             mistakes.push("`cube.passivate-after-ms` must be at least 1".to_owned());
+        }
+        if self.feed.keep_ms < FEED_KEPT_MS_MIN {
+            mistakes.push(format!(
+                "`feed.keep-ms` must be at least {FEED_KEPT_MS_MIN}: readers that lose their \
+                 connection need time to come back"
+            ));
         }
         if self.embedder.threads > 1_024 {
             mistakes.push("`embedder.threads` must be at most 1024".to_owned());

@@ -1,6 +1,6 @@
 //! A blocking client of `/v1`, for the commands.
 
-use std::{fmt, thread, time::Duration};
+use std::{fmt, io::Read, thread, time::Duration};
 
 use memcube_schemas::api::v1::{
     AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, CubeBody, HealthResponse,
@@ -22,6 +22,8 @@ const CONNECT_SECONDS_MAX: u64 = 10;
 const CALL_SECONDS_MAX: u64 = 600;
 /// Whether a server is there must be known at once.
 const HEALTH_SECONDS_MAX: u64 = 3;
+/// A stream gives a sign of life every 15 seconds.
+const SILENCE_SECONDS_MAX: u64 = 45;
 /// A page of 1,000 memories of 16 KB with their sources fits.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Characters of an answer that is no problem+json that an error shows.
@@ -206,7 +208,31 @@ impl Client {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
     }
 
-    fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
+    /// Opens a stream of events. It ends with an error when nothing was heard for long, not even a
+    /// sign of life.
+    pub(crate) fn stream(&self, path: &str, cursor: Option<&str>) -> Result<impl Read + use<>> {
+        let mut request = Request::builder()
+            .uri(format!("{}{path}", self.address))
+            .header("authorization", &self.authorization)
+            .header("accept", "text/event-stream");
+        if let Some(cursor) = cursor {
+            request = request.header("last-event-id", cursor);
+        }
+        let request = request.body(()).map_err(|error| self.unreachable(error.to_string()))?;
+        let config = self.agent.configure_request(request).timeout_global(None);
+        let silence = Duration::from_secs(SILENCE_SECONDS_MAX);
+        let request = config.timeout_per_read(Some(silence)).build();
+        let failed = |error: ureq::Error| self.unreachable(error.to_string());
+        let mut response = self.agent.run(request).map_err(failed)?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_reader());
+        }
+        let answer = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        Err(self.refused(status, &answer.map_err(failed)?))
+    }
+
+    pub(super) fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
         self.call(&Call::new(Method::GET, path))
     }
 
@@ -245,9 +271,14 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok((status, answer));
         }
-        match serde_json::from_slice(&answer) {
-            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => Err(self.strange(status, &answer)),
+        Err(self.refused(status, &answer))
+    }
+
+    /// What an answer says that is no success.
+    fn refused(&self, status: u16, answer: &[u8]) -> ClientError {
+        match serde_json::from_slice(answer) {
+            Ok(problem) => ClientError::Problem(Box::new(problem)),
+            Err(_) => self.strange(status, answer),
         }
     }
 
@@ -307,7 +338,7 @@ fn is_loopback(address: &str) -> bool {
 }
 
 /// A text as one segment of a path or one value of a query (RFC 3986, section 2.1).
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') {

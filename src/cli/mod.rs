@@ -6,6 +6,7 @@ mod connect;
 mod cube;
 mod data_dir;
 mod doctor;
+mod events;
 mod export;
 mod import;
 mod memories;
@@ -58,6 +59,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
     Export(export::ExportArgs),
+    /// Tell what happened to cubes, one JSON object a line.
+    Events(events::EventsArgs),
     /// List, make, show, delete and release cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
@@ -94,6 +97,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Search(args) => memories::search(&options, args)?,
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
+        Command::Events(args) => events::run(&options, args)?,
         Command::Cube(command) => cube::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
@@ -124,6 +128,8 @@ mod tests {
             "memcube search --top-k 3 --token-budget 100 --explain what is it",
             "memcube import --format locomo --batch 2 a.json b.json",
             "memcube export --cube me --out -",
+            "memcube events --cube a --cube b --after 0000000000000007ffffffff --follow",
+            "memcube events --from-start --follow",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
             "memcube doctor --json",
@@ -149,6 +155,8 @@ mod tests {
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",
             "memcube serve --embedder big",
+            "memcube events --after 7",
+            "memcube events --after 0000000000000007ffffffff --from-start",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

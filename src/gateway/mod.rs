@@ -26,6 +26,8 @@ pub(crate) struct Gateway {
     pub(crate) node: Arc<Node>,
     pub(crate) gate: Arc<TenantGate>,
     pub(crate) metrics: PrometheusHandle,
+    /// Turns true when the gateway stops: streams end then, so that their connections do.
+    pub(crate) stopping: watch::Receiver<bool>,
 }
 
 /// A gateway that answers.
@@ -65,7 +67,7 @@ pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -
     let listener = TcpListener::bind(listen).await.map_err(taken)?;
     let address = listener.local_addr().map_err(taken)?;
     let (stop, mut stopped) = watch::channel(false);
-    let app = router(Gateway { node, gate, metrics });
+    let app = router(Gateway { node, gate, metrics, stopping: stopped.clone() });
     let task = tokio::spawn(async move {
         let stopping = async move {
             // A sender that is gone means the same as one that says stop.
@@ -81,6 +83,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::cubes::routes())
         .merge(http::memories::routes())
         .merge(http::search::routes())
+        .merge(http::events::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))
         .route("/openapi.json", get(openapi::serve))

@@ -1,6 +1,7 @@
 //! `/v1`: our own interface, one file a resource.
 
 pub(crate) mod cubes;
+pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod memories;
 pub(crate) mod search;
