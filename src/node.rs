@@ -7,6 +7,7 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
+    housekeeper::{Chore, HouseRules},
     storage::{InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, gate},
     vectors::{self, VectorParts},
 };
@@ -31,6 +32,7 @@ pub struct NodeBuilder {
     embedder: Option<Arc<dyn Embedder>>,
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
+    chores: Vec<Arc<dyn Chore>>,
 }
 
 impl NodeBuilder {
@@ -77,13 +79,20 @@ impl NodeBuilder {
         self
     }
 
+    /// With something more for the housekeeper to do now and then.
+    #[must_use]
+    pub fn with_chore(mut self, chore: Arc<dyn Chore>) -> Self {
+        self.chores.push(chore);
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
     /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
     /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster, vectors } = self;
+        let Self { settings, store, environment, embedder, cluster, vectors, chores } = self;
         let environment = environment.unwrap_or_else(environment::system);
         // First, because what is wrong with it is found at once.
         let (node, cluster) = match cluster {
@@ -137,6 +146,8 @@ impl NodeBuilder {
             vectors,
         })
         .await?;
+        let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
+        cubes.keep_house(rules, chores).await?;
         Ok(Node { cubes, store, environment, settings })
     }
 }

@@ -6,7 +6,7 @@ use std::{
     fmt,
     hash::BuildHasherDefault,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -33,7 +33,9 @@ use crate::{
     embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, Result},
+    feed::{EventFeed, FeedHandle, FeedTrimmer},
     host::{CubeHost, Ended, HostHandle, HostSettings},
+    housekeeper::{Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
     storage::{RangeRead, SharedStore},
     tenant::TenantContext,
     vectors::{SearchPlaces, VectorParts, VectorTier},
@@ -128,6 +130,8 @@ pub(crate) struct Shared {
     /// Where vectors of many cubes are searched.
     pub(crate) vectors: Option<VectorTier>,
     pub(crate) search_places: SearchPlaces,
+    feed: FeedHandle,
+    housekeeper: OnceLock<HousekeeperHandle>,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -172,6 +176,7 @@ impl Cubes {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
         let NodeParts { store, environment, embedder, node, cluster, vectors, .. } = parts;
+        let (feed, store) = EventFeed::start(store, environment.clone()).await?;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -189,6 +194,7 @@ impl Cubes {
                 match Membership::start(store, environment, parts, sender).await {
                     Ok(membership) => Some(Cluster { peers, membership }),
                     Err(error) => {
+                        feed.stop().await;
                         if let Some(embedder) = &embedder {
                             embedder.stop().await;
                         }
@@ -219,6 +225,8 @@ impl Cubes {
             embedder,
             vectors,
             search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
+            feed,
+            housekeeper: OnceLock::new(),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -275,6 +283,10 @@ impl Cubes {
             cluster.peers.kill();
             cluster.membership.kill();
         }
+        self.shared.feed.kill();
+        if let Some(housekeeper) = self.shared.housekeeper.get() {
+            housekeeper.kill();
+        }
         self.shared.host.kill();
         if let Some(vectors) = &self.shared.vectors {
             vectors.kill();
@@ -289,6 +301,10 @@ impl Cubes {
     pub async fn shut_down(&self) {
         if let Some(cluster) = &self.shared.cluster {
             cluster.peers.close();
+        }
+        self.shared.feed.stop().await;
+        if let Some(housekeeper) = self.shared.housekeeper.get() {
+            housekeeper.stop().await;
         }
         self.shared.host.shut_down().await;
         if let Some(vectors) = &self.shared.vectors {
@@ -338,6 +354,33 @@ impl Cubes {
         let output = self.shared.store.read(vec![RangeRead::all(keys::nodes())]).await?;
         let entries = output.pages.into_iter().flat_map(|page| page.entries);
         entries.map(|entry| Ok(decode(&entry.value)?)).collect()
+    }
+
+    /// What the commits of a tenant's cubes did, in order.
+    #[must_use]
+    pub fn feed(&self) -> &FeedHandle {
+        &self.shared.feed
+    }
+
+    /// Starts the housekeeper of this node, with its own chores and more. It can be started once.
+    ///
+    /// # Errors
+    /// `Internal` when it was started before, or cannot be started.
+    pub async fn keep_house(&self, rules: HouseRules, more: Vec<Arc<dyn Chore>>) -> Result<()> {
+        let Shared { store, environment, views, housekeeper, feed, .. } = &*self.shared;
+        let HouseRules { feed_keep_ms, period_ms } = rules;
+        let trimmer = FeedTrimmer::new(feed.reader().clone(), feed_keep_ms, period_ms);
+        let node_rows = NodeRows::new(Arc::clone(store), environment.clone());
+        let mut chores: Vec<Arc<dyn Chore>> = vec![Arc::new(trimmer), Arc::new(node_rows)];
+        chores.extend(more);
+        let started = Housekeeper::start(environment.clone(), views.clone(), chores).await?;
+        match housekeeper.set(started) {
+            Ok(()) => Ok(()),
+            Err(second) => {
+                second.stop().await;
+                Err(Error::internal("the housekeeper was started twice"))
+            }
+        }
     }
 
     /// The model that embeds, if one is configured.

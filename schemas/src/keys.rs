@@ -165,6 +165,12 @@ pub fn feed_pointers(ring: u16) -> KeyRange {
     KeyRange::below(&pack(&(INSTALLATION, FEED_POINTER, ring)))
 }
 
+/// Whether a key is that of a pointer.
+#[must_use]
+pub fn is_feed_pointer(key: &[u8]) -> bool {
+    key.starts_with(&pack(&(INSTALLATION, FEED_POINTER)))
+}
+
 /// The tenant and the shard that a pointer names.
 #[must_use]
 pub fn pointed_feed(key: &[u8]) -> Option<(TenantId, u16)> {

@@ -165,3 +165,23 @@ pub const INDEX_WISHES_MAX: usize = 4_096;
 pub const INDEX_SHARDS_KNOWN_MAX: usize = 65_536;
 /// Rows of one table of the vector tier in RAM: about 2 KB each with a vector of 384 values.
 pub const TABLE_IN_RAM_ROWS_MAX: usize = 1_000_000;
+
+/// Records of an event feed that are read at once; a page of a reader has no more.
+pub const FEED_PAGE_RECORDS_MAX: usize = 1_000;
+/// Records of an event feed in one page when the reader names no number.
+pub const FEED_PAGE_RECORDS_DEFAULT: usize = 200;
+/// Cubes by which one reader filters a feed: with more, the whole feed is read with less effort.
+pub const FEED_FILTER_CUBES_MAX: usize = 256;
+/// Streams of events that one node serves before further ones are refused.
+pub const FEED_STREAMS_MAX: usize = 4_096;
+/// Streams of events that one tenant has on one node, so that it leaves some to the others.
+pub const FEED_STREAMS_PER_TENANT_MAX: usize = 1_024;
+/// Batches of events that wait for one stream; a reader that falls further behind is cut off, and
+/// resumes by its cursor.
+pub const FEED_STREAM_BATCHES_MAX: usize = 64;
+/// Records of a feed that one commit trims.
+pub const FEED_TRIM_RECORDS_MAX: usize = 1_000;
+/// Milliseconds that records of an event feed are kept when the settings name no number: a week.
+pub const FEED_KEPT_MS: u64 = 7 * 24 * 3_600_000;
+/// Milliseconds for which the row of a node that is dead or has left is kept: a day.
+pub const NODE_ROW_KEPT_MS: u64 = 24 * 3_600_000;
