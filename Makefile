@@ -7,6 +7,7 @@
 #   PROFILE            cargo profile of `make run`              (release)
 #   SIM_SECONDS        how long the swarm of `make sim` searches        (120)
 #   FEATURES           more features of the root package        (none)
+#   FDB_CLUSTER_FILE   the cluster of `make conformance-fdb`    (none: the test double)
 #   CARGO_TARGET_DIR   where cargo builds                       (target)
 
 .DEFAULT_GOAL := help
@@ -38,12 +39,12 @@ MEMCUBE = $(CARGO) run $(LOCKED) --profile $(PROFILE) $(if $(FEATURES),--feature
 
 SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --bin memcube-sim --
 
-.PHONY: help run test sim lint bench model setup doc openapi clean
+.PHONY: help run test sim conformance-fdb lint bench model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Settings (DATA_DIR, LISTEN, MODEL_DIR, PROFILE, ...) are at the top of the Makefile.'
 
@@ -65,6 +66,12 @@ sim: setup ## Simulates: same seed same trace, old failures, planted bugs, then 
 	$(SIM) planted
 	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --example agent_under_faults -- 20
 	$(SIM) swarm --seconds $(SIM_SECONDS) --all-points
+
+# With FDB_CLUSTER_FILE it uses that cluster, through the client library that is installed, and
+# removes again what it wrote.
+conformance-fdb: setup ## Tests the FoundationDB backend, on a real cluster if one is named
+	FDB_CLUSTER_FILE='$(FDB_CLUSTER_FILE)' $(CARGO) test $(LOCKED) --no-default-features --features fdb \
+		--test it foundationdb
 
 # Two feature sets, no more: a third would compile the heavy crates a third time. The two lower
 # crates are checked by themselves, because in the workspace others switch features on for them.

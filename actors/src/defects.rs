@@ -31,11 +31,14 @@ pub enum Defect {
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,
+    /// The FoundationDB backend looks at a commit's token only if the attempt just before may have
+    /// committed: what happened further back is forgotten.
+    TrustMaybeCommitted,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -48,5 +51,6 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::TrustMaybeCommitted,
     ];
 }

@@ -17,13 +17,13 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Client, data_dir::DataDir, options::Options, output, running};
+#[cfg(feature = "fdb")]
+use crate::{environment, storage::FoundationDbStore};
 use crate::{
     inference,
     settings::{EmbedderKind, EmbedderSettings, Settings, StoreKind, StoreSettings},
     storage::EmbeddedStore,
 };
-#[cfg(feature = "fdb")]
-use crate::{environment, storage::FoundationDbStore};
 #[cfg(feature = "fdb")]
 use memcube_actors::storage::gate;
 
@@ -277,8 +277,7 @@ fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
 
     let options = Options::from_settings(settings)?;
     let client = Client::load(settings.fdb_client_library.as_deref())?;
-    let runtime =
-        running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
+    let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
     let random = environment::system().random_u128();
     let found = runtime.block_on(async {
         let found = check::run(client, &options, random).await?;
@@ -298,8 +297,7 @@ fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
 
 #[cfg(not(feature = "fdb"))]
 fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
-    let runtime =
-        running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
+    let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
     runtime.block_on(crate::storage::open_foundationdb(settings))?;
     Ok(String::new())
 }

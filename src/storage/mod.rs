@@ -25,9 +25,8 @@ pub use foundationdb::FoundationDbStore;
 pub async fn open_foundationdb(settings: &StoreSettings) -> Result<SharedStore, StoreError> {
     let library = settings.fdb_client_library.clone();
     // The first time, it loads a library and waits for a thread to start.
-    let loaded = tokio::task::spawn_blocking(move || {
-        foundationdb::client::Client::load(library.as_deref())
-    });
+    let loaded =
+        tokio::task::spawn_blocking(move || foundationdb::client::Client::load(library.as_deref()));
     let stopping = |_| StoreError::Unavailable { reason: "memcube is stopping".to_owned() };
     let client = loaded.await.map_err(stopping)??;
     let options = foundationdb::Options::from_settings(settings)?;

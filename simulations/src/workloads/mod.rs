@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::{
     dice::Dice,
     nemesis,
-    plan::{Action, Plan, Step},
+    plan::{Action, Plan, Step, StoreKind},
 };
 
 /// One entry of the catalogue.
@@ -48,11 +48,11 @@ pub const CATALOGUE: &[Workload] = &[
     },
 ];
 
-/// Draws the plan of a seed.
+/// Draws the plan of a seed over a kind of state store. The faults alone differ with the kind.
 ///
 /// # Errors
 /// When there is no such workload; the error lists what exists.
-pub fn plan(scenario: &str, seed: u64) -> Result<Plan> {
+pub fn plan(scenario: &str, seed: u64, store: StoreKind) -> Result<Plan> {
     let names = || CATALOGUE.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
     let workload = CATALOGUE
         .iter()
@@ -60,7 +60,8 @@ pub fn plan(scenario: &str, seed: u64) -> Result<Plan> {
         .with_context(|| format!("there is no scenario `{scenario}`; there are: {}", names()))?;
     let dice = Dice::new(seed).fork(workload.name, 0);
     let mut plan = Plan::quiet(scenario, seed);
-    plan.faults = nemesis::draw_faults(dice.fork("faults", 0));
+    plan.store = store;
+    plan.faults = nemesis::draw_faults(dice.fork("faults", 0), store);
     (workload.draw)(dice, &mut plan);
     let mut events = nemesis::draw_events(dice.fork("events", 0), plan.nodes, plan.seconds);
     plan.events.append(&mut events);

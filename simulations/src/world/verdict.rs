@@ -41,7 +41,7 @@ impl Inner {
             history: std::mem::take(&mut *self.history()),
             commits: self.store.commits(),
             lives: std::mem::take(&mut *self.lives.lock().expect("invariant: no panic meanwhile")),
-            rows: self.store.rows(),
+            rows: self.store.rows().await,
             served,
             queues: std::mem::take(
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
@@ -98,7 +98,7 @@ impl Inner {
     /// up.
     async fn settle(&self) {
         for _ in 0..SETTLE_STEPS_MAX {
-            if self.store.zombies() == 0 {
+            if self.store.late_commits() == 0 {
                 break;
             }
             sleep(SETTLE_STEP).await;

@@ -59,16 +59,12 @@ async fn chunks_go_with_their_rows() {
         ("a number", Mutation::Add { key: key("b"), delta: 1 }, 12),
         (
             "no range",
-            Mutation::ClearRange {
-                range: KeyRange { start: key("b"), end: key("c") },
-            },
+            Mutation::ClearRange { range: KeyRange { start: key("b"), end: key("c") } },
             8,
         ),
         (
             "nothing at all",
-            Mutation::ClearRange {
-                range: KeyRange { start: key(""), end: key("z") },
-            },
+            Mutation::ClearRange { range: KeyRange { start: key(""), end: key("z") } },
             0,
         ),
     ];
