@@ -140,12 +140,13 @@ mod tests {
     /// 4.2 point 5: what each operation makes of absent, shorter, equal and longer values.
     #[test]
     fn operations() {
-        let check = |op: AtomicOp, found: Option<&[u8]>, operand: &[u8], expected: Option<&[u8]>| {
-            let found = found.map(Bytes::from);
-            let result = op.apply(found.as_ref(), &Bytes::from(operand));
-            assert_eq!(result.as_deref(), expected, "{op:?} {found:?} {operand:?}");
-            assert_eq!(AtomicOp::from_code(op.code()), Some(op));
-        };
+        let check =
+            |op: AtomicOp, found: Option<&[u8]>, operand: &[u8], expected: Option<&[u8]>| {
+                let found = found.map(Bytes::from);
+                let result = op.apply(found.as_ref(), &Bytes::from(operand));
+                assert_eq!(result.as_deref(), expected, "{op:?} {found:?} {operand:?}");
+                assert_eq!(AtomicOp::from_code(op.code()), Some(op));
+            };
         check(AtomicOp::Add, None, &[1, 2], Some(&[1, 2]));
         check(AtomicOp::Add, Some(&[255]), &[1, 0], Some(&[0, 1]));
         check(AtomicOp::Add, Some(&[1, 1, 1]), &[1], Some(&[2]));

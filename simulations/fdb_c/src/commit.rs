@@ -30,7 +30,8 @@ impl CommitRequest {
     fn bytes(&self) -> u64 {
         let ranges = self.reads.iter().chain(&self.writes);
         let ranges = ranges.map(|range| range.bytes() + crate::limits::RANGE_OVERHEAD_BYTES);
-        ranges.sum::<u64>() + self.mutations.iter().map(crate::overlay::Mutation::bytes).sum::<u64>()
+        ranges.sum::<u64>()
+            + self.mutations.iter().map(crate::overlay::Mutation::bytes).sum::<u64>()
     }
 }
 
@@ -254,8 +255,11 @@ impl World {
             let now = world.store_of(database).map_or(0, |store| store.generation);
             let is_cut = world.databases.get(&database).is_some_and(|one| one.is_cut);
             // Whoever was to say it is gone, or cannot be heard.
-            let outcome =
-                if is_cut || now != of_servers { Err(COMMIT_UNKNOWN_RESULT.into()) } else { outcome };
+            let outcome = if is_cut || now != of_servers {
+                Err(COMMIT_UNKNOWN_RESULT.into())
+            } else {
+                outcome
+            };
             if is_cut {
                 let later = move |world: &mut World| world.finish_commit(id, generation, outcome);
                 return world.park(database, Box::new(later));

@@ -70,8 +70,7 @@ impl RangeSet {
         if range.is_empty() {
             return false;
         }
-        let before =
-            self.0.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&*range.end)));
+        let before = self.0.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&*range.end)));
         before.last_end().is_some_and(|end| range.begin < *end)
     }
 

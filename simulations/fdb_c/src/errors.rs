@@ -84,28 +84,18 @@ pub(crate) fn text(code: Code) -> &'static CStr {
         ACCESSED_UNREADABLE => c"Read or wrote an unreadable key",
         PROCESS_BEHIND => c"Storage process does not have recent mutations",
         DATABASE_LOCKED => c"Database is locked",
-        CLUSTER_VERSION_CHANGED => {
-            c"The protocol version of the cluster has changed"
-        }
-        COMMIT_PROXY_MEMORY => {
-            c"CommitProxy commit memory limit exceeded"
-        }
+        CLUSTER_VERSION_CHANGED => c"The protocol version of the cluster has changed",
+        COMMIT_PROXY_MEMORY => c"CommitProxy commit memory limit exceeded",
         BATCH_THROTTLED => c"Batch GRV request rate limit exceeded",
-        GRV_PROXY_MEMORY => {
-            c"GetReadVersion proxy memory limit exceeded"
-        }
+        GRV_PROXY_MEMORY => c"GetReadVersion proxy memory limit exceeded",
         OPERATION_CANCELLED => c"Asynchronous operation cancelled",
         TAG_THROTTLED => c"Transaction tag is being throttled",
-        PROXY_TAG_THROTTLED => {
-            c"Exceeded maximum proxy tag throttling duration"
-        }
+        PROXY_TAG_THROTTLED => c"Exceeded maximum proxy tag throttling duration",
         HOT_SHARD_THROTTLED => c"Transaction throttled due to hot shard",
         IO_ERROR => c"Disk i/o operation failed",
         FILE_NOT_READABLE => c"File could not be read",
         FILE_NOT_WRITABLE => c"File could not be written to",
-        NO_CLUSTER_FILE_FOUND => {
-            c"No cluster file found in current directory or default location"
-        }
+        NO_CLUSTER_FILE_FOUND => c"No cluster file found in current directory or default location",
         LOCK_FILE_FAILURE => c"Unable to lock the file",
         FILE_CORRUPT => c"A structurally corrupt data file was detected",
         _ => usage_text(code),
@@ -128,7 +118,9 @@ fn usage_text(code: Code) -> &'static CStr {
         FUTURE_NOT_SET => c"Future not ready",
         USED_DURING_COMMIT => c"Operation issued while a commit was outstanding",
         INVALID_MUTATION_TYPE => c"Unrecognized atomic mutation type",
-        NO_COMMIT_VERSION => c"Transaction is read-only and therefore does not have a commit version",
+        NO_COMMIT_VERSION => {
+            c"Transaction is read-only and therefore does not have a commit version"
+        }
         NETWORK_CANNOT_BE_RESTARTED => c"Network can only be started once",
         TRANSACTION_TOO_LARGE => c"Transaction exceeds byte limit",
         KEY_TOO_LARGE => c"Key length exceeds limit",
@@ -139,18 +131,14 @@ fn usage_text(code: Code) -> &'static CStr {
         TAG_TOO_LONG => c"Tag set on transaction is too long",
         SPECIAL_KEYS_CROSS_MODULE_READ => c"Special key space range read crosses modules",
         SPECIAL_KEYS_NO_MODULE_FOUND => c"Special key space range read does not intersect a module",
-        SPECIAL_KEYS_WRITE_DISABLED => {
-            c"Special key space is not allowed to write by default"
-        }
+        SPECIAL_KEYS_WRITE_DISABLED => c"Special key space is not allowed to write by default",
         TENANTS_DISABLED => c"Tenants have been disabled in the cluster",
         API_VERSION_UNSET => c"API version is not set",
         API_VERSION_ALREADY_SET => c"API version may be set only once",
         API_VERSION_INVALID => c"API version not valid",
         API_VERSION_NOT_SUPPORTED => c"API version not supported",
         EXACT_MODE_WITHOUT_LIMITS => c"EXACT streaming mode requires limits, but none were given",
-        MAPPER_BAD_INDEX => {
-            c"The index in K[] or V[] is not a valid number or out of range"
-        }
+        MAPPER_BAD_INDEX => c"The index in K[] or V[] is not a valid number or out of range",
         MAPPER_BAD_RANGE => c"\"{...}\" must be the last element of the mapper tuple",
         MAPPED_READS_YOUR_WRITES => {
             c"getMappedRange tries to read data that were previously written in the transaction"

@@ -84,11 +84,7 @@ impl Mapper {
         Ok(KeyRange { end: key_after(&name), begin: name.into() })
     }
 
-    pub(crate) fn map(
-        &self,
-        view: &View<'_>,
-        request: &RangeRequest,
-    ) -> Result<MappedReply, Code> {
+    pub(crate) fn map(&self, view: &View<'_>, request: &RangeRequest) -> Result<MappedReply, Code> {
         let index = view.range(request);
         let mut rows = Vec::with_capacity(index.rows.len());
         let mut looked_up = Vec::with_capacity(index.rows.len());

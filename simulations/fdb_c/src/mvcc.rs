@@ -40,8 +40,7 @@ impl Mvcc {
         if begin >= end {
             return Box::new(std::iter::empty());
         }
-        let rows =
-            self.rows.range::<[u8], _>((Bound::Included(begin), Bound::Excluded(end)));
+        let rows = self.rows.range::<[u8], _>((Bound::Included(begin), Bound::Excluded(end)));
         Box::new(rows.filter_map(move |(key, chain)| Some((key, visible(chain, version)?))))
     }
 

@@ -15,13 +15,26 @@ use crate::mvcc::Bytes;
 /// One change, as a commit carries it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    Set { key: Bytes, value: Bytes },
+    Set {
+        key: Bytes,
+        value: Bytes,
+    },
     Clear(KeyRange),
-    Atomic { op: AtomicOp, key: Bytes, operand: Bytes },
+    Atomic {
+        op: AtomicOp,
+        key: Bytes,
+        operand: Bytes,
+    },
     /// The place of the stamp is in the last four bytes of the key.
-    StampedKey { template: Bytes, value: Bytes },
+    StampedKey {
+        template: Bytes,
+        value: Bytes,
+    },
     /// The place of the stamp is in the last four bytes of the value.
-    StampedValue { key: Bytes, template: Bytes },
+    StampedValue {
+        key: Bytes,
+        template: Bytes,
+    },
 }
 
 impl Mutation {

@@ -164,7 +164,11 @@ fn next_record(bytes: &[u8]) -> Result<Next<'_>, Code> {
     let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|place| header[at + place]));
     if word(4) != checksum(&header[..4]) {
         // The file grew and the bytes did not come: blocks that were never written read as zeros.
-        return if bytes.iter().all(|byte| *byte == 0) { Ok(Next::Torn) } else { Err(FILE_CORRUPT) };
+        return if bytes.iter().all(|byte| *byte == 0) {
+            Ok(Next::Torn)
+        } else {
+            Err(FILE_CORRUPT)
+        };
     }
     let length = word(0) as usize;
     match rest.get(..length) {

@@ -3,7 +3,9 @@
 use std::iter::Peekable;
 
 use crate::conflicts::{KeyRange, key_after};
-use crate::errors::{CLIENT_INVALID_OPERATION, Code, EXACT_MODE_WITHOUT_LIMITS, RANGE_LIMITS_INVALID};
+use crate::errors::{
+    CLIENT_INVALID_OPERATION, Code, EXACT_MODE_WITHOUT_LIMITS, RANGE_LIMITS_INVALID,
+};
 use crate::limits::{ITERATION_BYTES, MODE_BYTES};
 use crate::mvcc::{Bytes, Mvcc};
 use crate::overlay::{KeyWrites, Overlay};

@@ -135,7 +135,8 @@ impl World {
             self.fail(&promise, broken);
             return promise;
         }
-        let is_over = transaction.options.retries_max.is_some_and(|most| transaction.retries >= most);
+        let is_over =
+            transaction.options.retries_max.is_some_and(|most| transaction.retries >= most);
         transaction.retries += 1;
         let random = &mut self.random;
         let delay_us = match code {

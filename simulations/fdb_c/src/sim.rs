@@ -99,7 +99,8 @@ pub(crate) fn host() -> Option<Arc<Host>> {
 }
 
 pub(crate) fn clock_us() -> u64 {
-    let clock = SIMULATION.try_with(|slot| slot.borrow().as_ref().and_then(|one| one.clock.clone()));
+    let clock =
+        SIMULATION.try_with(|slot| slot.borrow().as_ref().and_then(|one| one.clock.clone()));
     clock.ok().flatten().map_or(0, |clock| clock())
 }
 

@@ -36,7 +36,10 @@ impl Transaction {
     fn special_rows(&self, store: &str) -> Vec<Row> {
         let mut rows = vec![
             (CONNECTION_STRING.into(), store.as_bytes().into()),
-            (STATUS.into(), Bytes::from(&br#"{"client":{"database_status":{"available":true}}}"#[..])),
+            (
+                STATUS.into(),
+                Bytes::from(&br#"{"client":{"database_status":{"available":true}}}"#[..]),
+            ),
         ];
         rows.extend(boundaries(CONFLICTING, &self.conflicting));
         rows.extend(boundaries(READ_CONFLICTS, &self.read_conflicts));
@@ -71,7 +74,8 @@ impl World {
 
     pub(crate) fn special_range(&mut self, id: u64, request: &RangeRequest) -> Promise {
         let (begin, end) = (&request.begin.key, &request.end.key);
-        let relaxed = self.transactions.get(&id).is_some_and(|one| one.options.special_keys_relaxed);
+        let relaxed =
+            self.transactions.get(&id).is_some_and(|one| one.options.special_keys_relaxed);
         let reply = match self.special(id) {
             Err(code) => Err(code),
             Ok(_) if !relaxed && begin.starts_with(MODULE) != end.starts_with(MODULE) => {

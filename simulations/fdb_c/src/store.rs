@@ -172,8 +172,7 @@ impl Store {
         if request.read_version < self.oldest() {
             return Err(TRANSACTION_TOO_OLD.into());
         }
-        let is_written =
-            |range: &&KeyRange| self.log.written_after(range, request.read_version);
+        let is_written = |range: &&KeyRange| self.log.written_after(range, request.read_version);
         let conflicting: Vec<KeyRange> = request.reads.iter().filter(is_written).cloned().collect();
         if conflicting.is_empty() {
             return Ok(());

@@ -3,7 +3,8 @@
 
 use crate::conflicts::KeyRange;
 use crate::errors::{
-    Code, KEY_OUTSIDE_LEGAL_RANGE, KEY_TOO_LARGE, OPERATION_CANCELLED, TOO_MANY_WATCHES, WATCHES_DISABLED,
+    Code, KEY_OUTSIDE_LEGAL_RANGE, KEY_TOO_LARGE, OPERATION_CANCELLED, TOO_MANY_WATCHES,
+    WATCHES_DISABLED,
 };
 use crate::future::{Payload, Promise};
 use crate::mvcc::Bytes;

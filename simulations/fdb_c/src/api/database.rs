@@ -3,7 +3,9 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
 
-use super::{FDBDatabase, FDBFuture, FDBTenant, FDBTransaction, c_api, copied, network, put, status};
+use super::{
+    FDBDatabase, FDBFuture, FDBTenant, FDBTransaction, c_api, copied, network, put, status,
+};
 use crate::errors::{Code, TENANTS_DISABLED};
 use crate::future::{Payload, Promise};
 
