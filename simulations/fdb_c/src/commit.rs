@@ -9,6 +9,9 @@ use crate::store::{CommitRequest, Committed, QueuedCommit, Refused, Respond};
 use crate::transaction::{CommitState, Transaction};
 use crate::world::World;
 
+/// How long real servers wait for further commits of a batch; one fsync pays for all of them.
+const BATCH_US: u64 = 1_000;
+
 type Outcome = Result<Committed, Refused>;
 
 impl Transaction {
@@ -93,15 +96,15 @@ impl World {
     }
 
     fn send_commit(&mut self, id: u64, generation: u64, version: u64) {
-        let (faults, now_us) = (self.faults, self.now_us);
+        let now_us = self.now_us;
         let Some(transaction) = self.commit_of(id, generation) else { return };
         let database = transaction.database;
         let request = transaction.request(version);
         let timeout_us = match transaction.options.timeout_us {
-            0 => 0,
-            timeout_us => (transaction.born_us + timeout_us).saturating_sub(now_us),
+            0 => None,
+            timeout_us => Some((transaction.born_us + timeout_us).saturating_sub(now_us)),
         };
-        let fate = faults.draw(&mut self.random, timeout_us);
+        let fate = self.draw_fate(timeout_us);
         let answer = move |world: &mut World, outcome: Outcome| {
             world.return_outcome(database, id, generation, outcome);
         };
@@ -178,7 +181,7 @@ impl World {
     fn enqueue(&mut self, name: &str, queued: QueuedCommit) {
         let delay_us = match self.is_simulated {
             true => self.random.between(0, self.config.batch_us_max),
-            false => 0,
+            false => BATCH_US,
         };
         let Some(store) = self.stores.get_mut(name) else { return };
         store.queue.push(queued);
@@ -192,7 +195,7 @@ impl World {
 
     /// Commits what has arrived under one version.
     fn close_batch(&mut self, name: &str) {
-        if self.random.chance(self.faults.recovery) {
+        if self.is_hit("recovery", self.faults.recovery) {
             return self.recover(name);
         }
         let Some(store) = self.stores.get_mut(name) else { return };

@@ -192,13 +192,14 @@ impl Store {
         }
         let mut mutations = Vec::with_capacity(request.mutations.len());
         for mutation in &request.mutations {
+            let is_stamped_key = matches!(mutation, Mutation::StampedKey { .. });
             let mutation = fill_in(mutation.clone(), version, batch);
-            if let Mutation::StampedKey { .. } = &request.mutations[mutations.len()] {
-                if let Mutation::Set { key, .. } = &mutation {
-                    self.log.note(&KeyRange::single(key), version);
-                }
+            let range = self.write(version, &mutation);
+            // Its client could not name the key, so the conflict is added here.
+            if is_stamped_key {
+                self.log.note(&range, version);
             }
-            changed.push(self.write(version, &mutation));
+            changed.push(range);
             mutations.push(mutation);
         }
         let applied = || mutations.iter().map(AppliedMutation::from).collect();
@@ -257,6 +258,11 @@ impl Store {
             }
         }
         fired
+    }
+
+    #[cfg(test)]
+    pub(crate) fn armed(&self) -> usize {
+        self.watches.values().map(Vec::len).sum()
     }
 
     pub(crate) fn arm(&mut self, key: Bytes, watch: ArmedWatch) {

@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) random: Random,
     pub(crate) config: SimConfig,
     pub(crate) faults: Faults,
+    /// How often each kind of fault happened.
+    pub(crate) injected: BTreeMap<&'static str, u64>,
     pub(crate) stores: BTreeMap<String, Store>,
     pub(crate) databases: BTreeMap<u64, Database>,
     pub(crate) transactions: BTreeMap<u64, Transaction>,
@@ -44,6 +46,7 @@ impl World {
             waiters: VecDeque::new(),
             random: Random::new(seed),
             faults: config.faults,
+            injected: BTreeMap::new(),
             config,
             stores: BTreeMap::new(),
             databases: BTreeMap::new(),
@@ -61,6 +64,15 @@ impl World {
     pub(crate) fn schedule(&mut self, delay_us: u64, event: Event) {
         self.sequence += 1;
         self.events.insert((self.now_us + delay_us, self.sequence), event);
+    }
+
+    /// Whether a fault happens that happens so often; counted if it does.
+    pub(crate) fn is_hit(&mut self, kind: &'static str, per_mille: u16) -> bool {
+        let is_hit = self.random.chance(per_mille);
+        if is_hit {
+            *self.injected.entry(kind).or_default() += 1;
+        }
+        is_hit
     }
 
     /// How long a message takes one way.
@@ -89,10 +101,9 @@ impl World {
     pub(crate) fn settle(&mut self, promise: &Promise, reply: Reply) {
         let (waiter, is_first) = promise.settle(reply);
         self.waiters.extend(waiter);
-        if let (true, Some(database)) = (is_first, promise.watch_of()) {
-            if let Some(database) = self.databases.get_mut(&database) {
-                database.watches = database.watches.saturating_sub(1);
-            }
+        let handle = promise.watch_of().filter(|_| is_first);
+        if let Some(database) = handle.and_then(|id| self.databases.get_mut(&id)) {
+            database.watches = database.watches.saturating_sub(1);
         }
     }
 
@@ -214,7 +225,8 @@ impl Host {
     }
 }
 
-/// Microseconds since 1970. Only real threads read it; a simulation has its own clock.
+/// Microseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "for real threads; a simulation has its own clock")]
 pub(crate) fn real_clock_us() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)

@@ -1,7 +1,6 @@
 //! Versions of the interface, the network thread, errors.
 
 use std::ffi::{c_char, c_int};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{c_api, copied, status};
@@ -21,6 +20,8 @@ enum Network {
     Selected,
     SetUp,
     Running,
+    /// Stopped before it ran: it still may be run, and ends at once.
+    StoppedEarly,
     Stopped,
 }
 
@@ -35,7 +36,7 @@ fn network() -> MutexGuard<'static, Network> {
 fn real_host() -> Arc<Host> {
     let host = HOST.get_or_init(|| {
         // Only the jitter of `on_error` depends on it.
-        let seed = RandomState::new().hash_one(std::process::id());
+        let seed = crate::world::real_clock_us();
         Host::new(World::new(seed, SimConfig::default(), false))
     });
     host.clone()
@@ -49,7 +50,9 @@ pub(super) fn host() -> Result<Arc<Host>, Code> {
     match *network() {
         Network::Unset => Err(API_VERSION_UNSET),
         Network::Selected => Err(NETWORK_NOT_SETUP),
-        Network::SetUp | Network::Running | Network::Stopped => Ok(real_host()),
+        Network::SetUp | Network::Running | Network::StoppedEarly | Network::Stopped => {
+            Ok(real_host())
+        }
     }
 }
 
@@ -76,6 +79,7 @@ fn run() -> Result<(), Code> {
             Network::Running => return Err(NETWORK_ALREADY_SETUP),
             Network::Stopped => return Err(NETWORK_CANNOT_BE_RESTARTED),
             Network::SetUp => *network = Network::Running,
+            Network::StoppedEarly => *network = Network::Stopped,
         }
     }
     real_host().run_loop(|| *network() == Network::Stopped);
@@ -127,7 +131,9 @@ c_api! {
                 *network = Network::SetUp;
                 0
             }
-            Network::SetUp | Network::Running | Network::Stopped => NETWORK_ALREADY_SETUP,
+            Network::SetUp | Network::Running | Network::StoppedEarly | Network::Stopped => {
+                NETWORK_ALREADY_SETUP
+            }
         }
     }
 
@@ -140,10 +146,11 @@ c_api! {
     fn fdb_stop_network() -> c_int {
         {
             let mut network = network();
-            if *network < Network::SetUp {
-                return NETWORK_NOT_SETUP;
-            }
-            *network = Network::Stopped;
+            *network = match *network {
+                Network::Unset | Network::Selected => return NETWORK_NOT_SETUP,
+                Network::SetUp | Network::StoppedEarly => Network::StoppedEarly,
+                Network::Running | Network::Stopped => Network::Stopped,
+            };
         }
         real_host().ring();
         0
