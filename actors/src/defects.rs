@@ -37,11 +37,14 @@ pub enum Defect {
     SkippedEvent,
     /// The event feed is trimmed without a look at its consumers.
     TrimPastConsumer,
+    /// The FoundationDB backend looks at a commit's token only if the attempt just before may have
+    /// committed: what happened further back is forgotten.
+    TrustMaybeCommitted,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -54,5 +57,6 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::TrustMaybeCommitted,
     ];
 }

@@ -163,6 +163,37 @@ fn nothing_is_left_over() {
     report(found);
 }
 
+/// Files and folders with unsafe code. Whoever reviews it looks here first.
+const UNSAFE: [&str; 8] = [
+    "actors/src/cube/recall/simd.rs",
+    "simulations/fdb_c/src/api/",
+    "simulations/interpose/",
+    "simulations/src/storage/foundationdb.rs",
+    "src/inference/candle/simd.rs",
+    "src/inference/candle/vector.rs",
+    "src/storage/foundationdb/client.rs",
+    "tests/it/foundationdb/mod.rs",
+];
+
+#[test]
+fn unsafe_code_is_where_it_is_known() {
+    let mut found = Vec::new();
+    for file in rust_files() {
+        if UNSAFE.iter().any(|known| file.path.starts_with(known)) {
+            continue;
+        }
+        for at in words(&file.code, "unsafe") {
+            found.push(format!(
+                "{}:{}: unsafe code: do without, or name the file in `tests/it/tidy.rs` and say \
+                 there why",
+                file.path,
+                file.line_of(&file.code, at)
+            ));
+        }
+    }
+    report(found);
+}
+
 #[test]
 fn actors_say_what_they_do() {
     let mut found = Vec::new();

@@ -15,6 +15,7 @@ mod findings;
 mod isolation;
 mod linearizability;
 mod liveness;
+mod once;
 mod queues;
 mod read_your_writes;
 mod reference;
@@ -26,7 +27,7 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 10] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
@@ -36,6 +37,7 @@ pub(crate) const NAMES: [&str; 9] = [
     event_log::NAME,
     liveness::NAME,
     queues::NAME,
+    once::NAME,
 ];
 
 /// What all checkers say about a run.
@@ -68,6 +70,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(event_log::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
+    violations.extend(once::check(&case));
     debug_assert!(violations.iter().all(|found| NAMES.contains(&found.checker.as_str())));
     Judgement { violations, undecided }
 }

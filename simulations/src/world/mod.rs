@@ -108,9 +108,9 @@ pub(crate) fn run(
         .build()
         .context("the runtime of the simulation cannot be built")?;
     let mut report = runtime.block_on(async {
-        let world = World { inner: Arc::new(Inner::new(plan.clone(), keep_trace)) };
-        world.live(workflow).await
-    });
+        let world = World { inner: Arc::new(Inner::new(plan.clone(), keep_trace)?) };
+        anyhow::Ok(world.live(workflow).await)
+    })?;
     drop(runtime);
     for message in panics::collected() {
         report.violations.push(Violation::new("panics", message));
@@ -201,14 +201,14 @@ impl World {
 }
 
 impl Inner {
-    fn new(plan: Plan, keep_trace: bool) -> Self {
+    fn new(plan: Plan, keep_trace: bool) -> anyhow::Result<Self> {
         let dice = Dice::new(plan.seed);
         let trace = Trace::new(keep_trace);
         let conditions = Conditions::new(dice, trace, plan.faults.clone());
         let network = Network::new(conditions.clone());
-        let store = SimStore::new(conditions.clone());
+        let store = SimStore::new(&plan, conditions.clone())?;
         let blobs = SimBlobs::new(conditions.clone());
-        Self {
+        Ok(Self {
             plan,
             dice,
             conditions,
@@ -225,7 +225,7 @@ impl Inner {
             lives: Mutex::default(),
             violations: Mutex::default(),
             queues: Mutex::default(),
-        }
+        })
     }
 
     pub(crate) fn client(self: &Arc<Self>, number: u32, tenant: &str) -> anyhow::Result<Client> {
