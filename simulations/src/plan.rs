@@ -19,6 +19,9 @@ pub struct Plan {
     pub nodes: u32,
     /// Simulated seconds of work before the heal.
     pub seconds: u32,
+    /// Whether nodes have a vector tier.
+    #[serde(default)]
+    pub vectors: bool,
     /// Planted bugs that are switched on.
     #[serde(default)]
     pub defects: BTreeSet<Defect>,
@@ -42,6 +45,7 @@ impl Plan {
             seed,
             nodes: 3,
             seconds: 60,
+            vectors: false,
             defects: BTreeSet::new(),
             faults: BTreeMap::new(),
             events: Vec::new(),
@@ -260,6 +264,11 @@ pub enum Action {
     },
     /// Looks for an item by its marker.
     Search {
+        /// Which.
+        pick: u64,
+    },
+    /// Looks for an item by its marker in all cubes of the tenant.
+    SearchTenant {
         /// Which.
         pick: u64,
     },

@@ -18,6 +18,7 @@ mod liveness;
 mod queues;
 mod read_your_writes;
 mod reference;
+mod tenant_search;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -26,12 +27,13 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 10] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
     read_your_writes::NAME,
     isolation::NAME,
+    tenant_search::NAME,
     agreement::NAME,
     event_log::NAME,
     liveness::NAME,
@@ -64,6 +66,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(found);
     violations.extend(read_your_writes::check(&case));
     violations.extend(isolation::check(&case));
+    violations.extend(tenant_search::check(&case));
     violations.extend(agreement::check(&case));
     violations.extend(event_log::check(&case));
     violations.extend(liveness::check(&case));
