@@ -198,7 +198,8 @@ async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>>
     }
 }
 
-async fn open_vectors(
+/// The vector index that the settings name, if they name one.
+pub(crate) async fn open_vectors(
     settings: &Settings,
     environment: &Environment,
 ) -> Result<Option<SharedVectorIndex>> {

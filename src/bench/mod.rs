@@ -2,6 +2,7 @@
 
 pub mod recall;
 pub mod recall_speed;
+pub mod vectors;
 mod words;
 
 use std::fmt;

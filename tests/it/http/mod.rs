@@ -6,3 +6,4 @@ mod cubes;
 mod memories;
 mod node;
 mod search;
+pub(crate) mod vectors;
