@@ -7,17 +7,21 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
-    storage::{InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex},
+    housekeeper::{Chore, HouseRules},
+    storage::{InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, gate},
     vectors::{self, VectorParts},
 };
 
 use memcube_schemas::{NodeId, limits::TABLE_IN_RAM_ROWS_MAX};
 
 use crate::{
-    environment, inference,
+    cluster, environment, inference,
     settings::{EmbedderKind, Settings, StoreKind, VectorsKind},
-    storage::EmbeddedStore,
+    storage::{self, EmbeddedStore},
 };
+
+/// The name of a node that is alone with its store.
+const ALONE: &str = "local";
 
 /// Builds a node. Parts that are not given come from the settings.
 #[derive(Default)]
@@ -28,6 +32,7 @@ pub struct NodeBuilder {
     embedder: Option<Arc<dyn Embedder>>,
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
+    chores: Vec<Arc<dyn Chore>>,
 }
 
 impl NodeBuilder {
@@ -59,8 +64,8 @@ impl NodeBuilder {
         self
     }
 
-    /// As one of several nodes over the same store, under this id. Every node needs an id of its
-    /// own, and a store that all of them share.
+    /// As one of several nodes over the same store, under this id, in place of what the settings
+    /// say in `[cluster]`. Every node needs an id of its own, and a store that all of them share.
     #[must_use]
     pub fn with_cluster(mut self, node: NodeId, parts: ClusterParts) -> Self {
         self.cluster = Some((node, parts));
@@ -74,18 +79,37 @@ impl NodeBuilder {
         self
     }
 
+    /// With something more for the housekeeper to do now and then.
+    #[must_use]
+    pub fn with_chore(mut self, chore: Arc<dyn Chore>) -> Self {
+        self.chores.push(chore);
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
-    /// `Unavailable` when the data directory or the model cannot be opened, with what to do about
-    /// it.
+    /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
+    /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster, vectors } = self;
+        let Self { settings, store, environment, embedder, cluster, vectors, chores } = self;
         let environment = environment.unwrap_or_else(environment::system);
+        // First, because what is wrong with it is found at once.
+        let (node, cluster) = match cluster {
+            Some((node, parts)) => (node, Some(parts)),
+            None => {
+                let kind = store.is_none().then_some(settings.store.kind);
+                match cluster::open(&settings, kind).await? {
+                    Some((node, parts)) => (node, Some(parts)),
+                    None => (NodeId::new(ALONE)?, None),
+                }
+            }
+        };
         let store = match store {
             Some(store) => store,
             None => open_store(&settings).await?,
         };
+        gate::pass(&*store, &environment).await?;
         let model = match embedder {
             Some(model) => Some(model),
             None => open_embedder(&settings).await?,
@@ -94,11 +118,6 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
-        // Each node has tables of its own, and so a place of its own in the feed.
-        let consumer = match &cluster {
-            Some((node, _)) => format!("vectors@{node}"),
-            None => "vectors".to_owned(),
-        };
         let vectors = match vectors {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
@@ -106,15 +125,10 @@ impl NodeBuilder {
         let vectors = vectors.map(|index| VectorParts {
             index,
             settings: vectors::VectorSettings {
-                consumer,
                 apply_after_ms: settings.vectors.apply_after_ms,
                 optimize_after_ms: settings.vectors.optimize_after_ms,
             },
         });
-        let (node, cluster) = match cluster {
-            Some((node, parts)) => (node, Some(parts)),
-            None => (NodeId::new("local")?, None),
-        };
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
@@ -126,6 +140,8 @@ impl NodeBuilder {
             vectors,
         })
         .await?;
+        let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
+        cubes.keep_house(rules, chores).await?;
         Ok(Node { cubes, store, environment, settings })
     }
 }
@@ -175,7 +191,8 @@ impl Node {
     }
 }
 
-async fn open_store(settings: &Settings) -> Result<SharedStore> {
+/// Opens the state store that the settings name.
+pub(crate) async fn open_store(settings: &Settings) -> Result<SharedStore> {
     match settings.store.kind {
         StoreKind::InMemory => Ok(Arc::new(InMemoryStore::default())),
         StoreKind::Embedded => {
@@ -184,6 +201,7 @@ async fn open_store(settings: &Settings) -> Result<SharedStore> {
             let opened = opened.map_err(|error| Error::internal(error.to_string()))?;
             Ok(Arc::new(opened?))
         }
+        StoreKind::FoundationDb => Ok(storage::open_foundationdb(&settings.store).await?),
     }
 }
 

@@ -33,11 +33,15 @@ pub enum Defect {
     LeakedPlace,
     /// A search over several cubes shows what a table names without a look at its row.
     UncheckedCandidate,
+    /// A page of the event feed goes on after the widest of its cuts.
+    SkippedEvent,
+    /// The event feed is trimmed without a look at its consumers.
+    TrimPastConsumer,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -50,6 +54,5 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
-        Self::UncheckedCandidate,
     ];
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use memcube_schemas::{
-    CubeId, MemoryId, Stamp, TenantId,
+    CubeId, MemoryId, Stamp, TenantId, Version,
     codec::decode,
     feed::{FeedChange, FeedMark, FeedRecord},
     keys,
@@ -31,12 +31,13 @@ pub(crate) enum Tail {
     /// Everything from the place asked about up to another.
     Read {
         changed: Changed,
-        /// The last record that was read, or the place asked about.
+        /// The last record that was read; where none is left, the end of the version that was read.
         upto: Stamp,
         /// Whether there are further ones.
         more: bool,
     },
-    /// Records after that place were cut off.
+    /// Records after that place were cut off, or do not name what they brought: a cube out of a
+    /// backup.
     Gap,
 }
 
@@ -51,8 +52,8 @@ pub(crate) fn ranges(
     [RangeRead::key(keys::feed_floor(tenant, shard)), RangeRead::page(range, records)]
 }
 
-/// Understands what [`ranges`] read.
-pub(crate) fn page(after: Stamp, pages: &[RangePage]) -> Result<Tail> {
+/// Understands what [`ranges`] read at a version.
+pub(crate) fn page(after: Stamp, version: Version, pages: &[RangePage]) -> Result<Tail> {
     let [floor, records] = pages else {
         return Ok(Tail::Read { changed: Changed::default(), upto: after, more: false });
     };
@@ -65,8 +66,14 @@ pub(crate) fn page(after: Stamp, pages: &[RangePage]) -> Result<Tail> {
     let mut upto = after;
     for entry in &records.entries {
         let record: FeedRecord = decode(&entry.value)?;
+        if record.change == FeedChange::CubeRestored {
+            return Ok(Tail::Gap);
+        }
         changed.add(record);
         upto = keys::feed_stamp(&entry.key).unwrap_or(upto);
+    }
+    if !records.more {
+        upto = upto.max(Stamp::end_of(version));
     }
     Ok(Tail::Read { changed, upto, more: records.more })
 }
@@ -80,14 +87,14 @@ pub(crate) async fn read(
     records: usize,
 ) -> Result<Tail> {
     let output = store.read(ranges(tenant, shard, after, records).into()).await?;
-    page(after, &output.pages)
+    page(after, output.version, &output.pages)
 }
 
 impl Changed {
     fn add(&mut self, record: FeedRecord) {
         self.records += 1;
         match record.change {
-            FeedChange::CubeMade => {}
+            FeedChange::CubeMade | FeedChange::CubeRestored => {}
             FeedChange::Items(items) => {
                 let items = items.into_iter().map(|(id, _, _)| (record.cube.clone(), id));
                 self.items.extend(items);

@@ -122,12 +122,12 @@ impl Inner {
         let vectors = self.plan.vectors.then(|| VectorParts {
             index: Arc::new(self.vectors.handle(node, life, environment.clone())),
             settings: VectorSettings {
-                consumer: format!("vectors@{}", node_name(node)),
                 apply_after_ms: draw("apply", 200, 4_000),
                 optimize_after_ms: 20_000,
             },
         });
         let started = Cubes::start(NodeParts {
+            vectors: None,
             store: self.store.handle(node, life, incarnation),
             environment,
             embedder: Some(embedder),
