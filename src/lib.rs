@@ -7,6 +7,7 @@
 mod backup_stream;
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod environment;
 pub mod gateway;
 pub mod import;

@@ -7,16 +7,19 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
-    storage::{InMemoryStore, SharedStore},
+    storage::{InMemoryStore, SharedStore, gate},
 };
 
 use memcube_schemas::NodeId;
 
 use crate::{
-    environment, inference,
+    cluster, environment, inference,
     settings::{EmbedderKind, Settings, StoreKind},
-    storage::EmbeddedStore,
+    storage::{self, EmbeddedStore},
 };
+
+/// The name of a node that is alone with its store.
+const ALONE: &str = "local";
 
 /// Builds a node. Parts that are not given come from the settings.
 #[derive(Default)]
@@ -57,8 +60,8 @@ impl NodeBuilder {
         self
     }
 
-    /// As one of several nodes over the same store, under this id. Every node needs an id of its
-    /// own, and a store that all of them share.
+    /// As one of several nodes over the same store, under this id, in place of what the settings say
+    /// in `[cluster]`. Every node needs an id of its own, and a store that all of them share.
     #[must_use]
     pub fn with_cluster(mut self, node: NodeId, parts: ClusterParts) -> Self {
         self.cluster = Some((node, parts));
@@ -68,15 +71,27 @@ impl NodeBuilder {
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
-    /// `Unavailable` when the data directory or the model cannot be opened, with what to do about
-    /// it.
+    /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
+    /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
         let Self { settings, store, environment, embedder, cluster } = self;
         let environment = environment.unwrap_or_else(environment::system);
+        // First, because what is wrong with it is found at once.
+        let (node, cluster) = match cluster {
+            Some((node, parts)) => (node, Some(parts)),
+            None => {
+                let kind = store.is_none().then_some(settings.store.kind);
+                match cluster::open(&settings, kind).await? {
+                    Some((node, parts)) => (node, Some(parts)),
+                    None => (NodeId::new(ALONE)?, None),
+                }
+            }
+        };
         let store = match store {
             Some(store) => store,
             None => open_store(&settings).await?,
         };
+        gate::pass(&*store, &environment).await?;
         let model = match embedder {
             Some(model) => Some(model),
             None => open_embedder(&settings).await?,
@@ -84,10 +99,6 @@ impl NodeBuilder {
         let embedder = match model {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
-        };
-        let (node, cluster) = match cluster {
-            Some((node, parts)) => (node, Some(parts)),
-            None => (NodeId::new("local")?, None),
         };
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
@@ -158,6 +169,7 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<SharedStore> {
             let opened = opened.map_err(|error| Error::internal(error.to_string()))?;
             Ok(Arc::new(opened?))
         }
+        StoreKind::FoundationDb => Ok(storage::open_foundationdb(&settings.store).await?),
     }
 }
 

@@ -12,7 +12,9 @@ use std::{
 };
 
 use dashmap::DashMap;
-use memcube_schemas::{CubeId, NodeId, TenantId, limits::CUBE_INFLIGHT_MAX};
+use memcube_schemas::{
+    CubeId, NodeId, TenantId, codec::decode, keys, limits::CUBE_INFLIGHT_MAX, node::NodeRecord,
+};
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -28,7 +30,7 @@ use crate::{
     environment::Environment,
     error::{Error, Result},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    storage::SharedStore,
+    storage::{RangeRead, SharedStore},
     tenant::TenantContext,
 };
 
@@ -268,6 +270,7 @@ impl Cubes {
         self.shared.host.shut_down().await;
         if let Some(cluster) = &self.shared.cluster {
             cluster.membership.leave().await;
+            cluster.peers.hang_up().await;
         }
         if let Some(embedder) = &self.shared.embedder {
             embedder.stop().await;
@@ -281,6 +284,33 @@ impl Cubes {
         self.shared.host.is_alive()
             && self.shared.views.borrow().is_serving
             && cluster.is_none_or(|cluster| cluster.membership.is_alive())
+    }
+
+    /// Whether this node is one of several, and stands among them: it is registered, and has not
+    /// begun to leave.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.shared.cluster.as_ref().is_some_and(|cluster| {
+            let is_serving = self.shared.views.borrow().is_serving;
+            is_serving && cluster.membership.is_alive() && !cluster.peers.is_closed()
+        })
+    }
+
+    /// Whether this node is one of several.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.shared.cluster.is_some()
+    }
+
+    /// What all nodes of the installation last said of themselves, in the order of their names.
+    /// Empty for a node that is alone with its store.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be read.
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>> {
+        let output = self.shared.store.read(vec![RangeRead::all(keys::nodes())]).await?;
+        let entries = output.pages.into_iter().flat_map(|page| page.entries);
+        entries.map(|entry| Ok(decode(&entry.value)?)).collect()
     }
 
     /// The model that embeds, if one is configured.

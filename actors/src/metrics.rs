@@ -32,6 +32,10 @@ pub const NODES_DECLARED_DEAD_TOTAL: &str = "memcube_nodes_declared_dead_total";
 pub const PEER_CALLS_TOTAL: &str = "memcube_peer_calls_total";
 /// Frames of other nodes that arrived a second time and were dropped.
 pub const PEER_FRAMES_REPEATED_TOTAL: &str = "memcube_peer_frames_repeated_total";
+/// Frames for other nodes, by `outcome`: `sent`, or why they were lost.
+pub const PEER_FRAMES_SENT_TOTAL: &str = "memcube_peer_frames_sent_total";
+/// Frames that arrived, by `outcome`: `taken`, or why they were refused.
+pub const PEER_FRAMES_HEARD_TOTAL: &str = "memcube_peer_frames_heard_total";
 /// Memories added; repetitions that were folded are labelled `folded="true"`.
 pub const MEMORIES_ADDED_TOTAL: &str = "memcube_memories_added_total";
 /// Texts embedded, by `priority`.
@@ -60,6 +64,8 @@ pub fn describe() {
     counter(NODES_DECLARED_DEAD_TOTAL, "nodes declared dead");
     counter(PEER_CALLS_TOTAL, "calls to other nodes");
     counter(PEER_FRAMES_REPEATED_TOTAL, "frames that arrived twice");
+    counter(PEER_FRAMES_SENT_TOTAL, "frames for other nodes");
+    counter(PEER_FRAMES_HEARD_TOTAL, "frames of other nodes");
     describe_gauge!(NODES_ALIVE, Unit::Count, "nodes alive, as this one sees them");
     counter(MEMORIES_ADDED_TOTAL, "memories added");
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");

@@ -24,6 +24,7 @@ use crate::{
     conversation::Role,
     cube::{ApiKeyRecord, CubeManifest, Ownership, RequestRecord, SnapshotRef},
     feed::{FeedChange, FeedMark, FeedRecord, ItemChange},
+    gate::SchemaGate,
     ids::{
         ConversationId, CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, Stamp, TenantId,
         UserId, Version,
@@ -131,6 +132,7 @@ fn what_was_once_written_stays_readable() {
         snapshot: Some(SnapshotRef { blob: BlobId([7; 32]), version: Version(5) }),
     });
     check(&BlobRecord { state: BlobState::Live, bytes: 1 << 20, at_ms: 1_700_000_000_004 });
+    check(&SchemaGate { current: 3, min_reader: 1, min_writer: 2 });
     check(&FeedMark { stamp: Stamp::end_of(Version(11)) });
     check(&Ownership {
         epoch: Epoch(3),

@@ -17,6 +17,7 @@ pub mod command;
 pub mod conversation;
 pub mod cube;
 pub mod feed;
+pub mod gate;
 #[cfg(test)]
 mod golden;
 pub mod ids;

@@ -111,6 +111,20 @@ pub const PEER_READ_MS_MAX: u64 = 5_000;
 /// Milliseconds that a node waits for another's answer to anything else: a change, whose outcome
 /// nobody knows afterwards, or a hand-over, which reads a whole cube.
 pub const PEER_CHANGE_MS_MAX: u64 = 20_000;
+/// Bytes of one frame between nodes: a page of 1,000 memories, each with all that it may hold.
+pub const PEER_FRAME_BYTES_MAX: usize = 128 << 20;
+/// Bytes of frames on their way to one node before further ones are lost: two of the largest.
+pub const PEER_SENDING_BYTES_MAX: usize = 256 << 20;
+/// Bytes that a frame counts for at least, so that many small ones have a bound as well.
+pub const PEER_FRAME_BYTES_COUNTED_MIN: usize = 32 << 10;
+/// Bytes of frames of other nodes that are read at a time before further ones are refused.
+pub const PEER_HEARING_BYTES_MAX: usize = 512 << 20;
+/// Milliseconds until a frame has left, or is lost: less than [`PEER_WINDOW_KEPT_MS`].
+pub const PEER_FRAME_MS_MAX: u64 = 10_000;
+/// Nodes that a node knows the address of.
+pub const PEERS_MAX: usize = 1_024;
+/// Connections of other nodes, and of strangers who are about to be refused.
+pub const PEER_CONNECTIONS_MAX: usize = 2_048;
 /// Numbers of calls remembered for each sender: more than it can have under way.
 pub const PEER_WINDOW_CALLS: usize = 8_192;
 /// Milliseconds that the numbers of a sender are kept after it was last seen alive: longer than a

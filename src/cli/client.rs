@@ -2,10 +2,13 @@
 
 use std::{fmt, io, thread, time::Duration};
 
-use memcube_schemas::api::v1::{
-    AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
-    HealthResponse, ListCubesResponse, ListMemoriesResponse, Problem, ReadyResponse, SearchBody,
-    SearchResponse,
+use memcube_schemas::{
+    NodeId,
+    api::v1::{
+        AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
+        HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
+        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
@@ -177,6 +180,17 @@ impl Client {
     /// Lets a cube out of quarantine.
     pub(crate) fn release_cube(&self, cube: &str) -> Result<CubeBody> {
         self.call(&Call::new(Method::POST, &format!("/v1/cubes/{}/release", encoded(cube))))
+    }
+
+    /// All nodes of the installation.
+    pub(crate) fn nodes(&self) -> Result<ListNodesResponse> {
+        self.get("/v1/nodes")
+    }
+
+    /// Moves a cube to another node.
+    pub(crate) fn hand_over(&self, cube: &str, to: &NodeId) -> Result<HandOverResponse> {
+        let path = format!("/v1/cubes/{}/hand-over", encoded(cube));
+        self.post(&path, &HandOverRequest { node: to.clone() }, None)
     }
 
     /// Remembers. With the key, a retry has no second effect.

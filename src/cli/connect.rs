@@ -50,7 +50,16 @@ pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection
     if let Some(client) = find_server(options, args)? {
         return Ok(Connection::remote(client));
     }
-    let local = LocalServer::start(options.settings()?)?;
+    let settings = options.settings()?;
+    if settings.cluster.enabled {
+        // It would take the name of the node whose settings these are.
+        bail!(
+            "no server runs on `{}`, and these are the settings of a node of a cluster: start it \
+             with `memcube serve`, or name any node with `--server`",
+            settings.store.data_dir.display()
+        );
+    }
+    let local = LocalServer::start(settings)?;
     let client = Client::new(&local.address, &local.api_key);
     Ok(Connection { client, _local: Some(local) })
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod export;
 mod import;
 mod memories;
+mod nodes;
 mod options;
 mod output;
 mod restore;
@@ -64,9 +65,11 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Put cubes of a backup into a store, also into one of another kind.
     Restore(restore::RestoreArgs),
-    /// List, make, show, delete and release cubes.
+    /// List, make, show, delete, release and move cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
+    /// List the nodes of the cluster.
+    Nodes(options::ServerArgs),
     /// Check this installation, and say what to do about each problem.
     Doctor(doctor::DoctorArgs),
     /// Print the description of the HTTP interface (OpenAPI, JSON).
@@ -103,6 +106,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Backup(args) => return backup::run(&options, args),
         Command::Restore(args) => return restore::run(&options, args),
         Command::Cube(command) => cube::run(&options, command)?,
+        Command::Nodes(server) => nodes::run(&options, &server)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
         Command::Bench(command) => bench::run(&options, command)?,
@@ -139,6 +143,8 @@ mod tests {
             "memcube restore --from backups/monday --cube me --as me-again",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
+            "memcube cube hand-over me --to node-2",
+            "memcube nodes --server http://127.0.0.1:1 --api-key k --json",
             "memcube doctor --json",
             "memcube openapi --json",
             "memcube bench recall --data in --out out.jsonl --threads 1",
@@ -167,6 +173,7 @@ mod tests {
             "memcube backup --to x verify --from x",
             "memcube restore",
             "memcube restore --from x --as y",
+            "memcube cube hand-over me",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -89,6 +89,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::cubes::routes())
         .merge(http::memories::routes())
         .merge(http::search::routes())
+        .merge(http::nodes::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))
         .route("/openapi.json", get(openapi::serve))

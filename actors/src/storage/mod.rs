@@ -6,6 +6,7 @@
 //! passes.
 
 mod doorbells;
+pub mod gate;
 mod in_memory;
 mod rules;
 
@@ -29,7 +30,8 @@ pub type SharedStore = Arc<dyn StateStore>;
 pub struct RangeRead {
     /// Which keys.
     pub range: KeyRange,
-    /// Entries at the most.
+    /// Entries at the most. With a limit, a store may return fewer when they are large, and says
+    /// so in [`RangePage::more`].
     pub limit: usize,
     /// From the end of the range backwards.
     pub reverse: bool,
@@ -71,7 +73,7 @@ pub struct Entry {
 pub struct RangePage {
     /// In the order asked for.
     pub entries: Vec<Entry>,
-    /// Whether the limit cut the range short.
+    /// Whether the limit cut the range short, or so many bytes that the store stopped before it.
     pub more: bool,
 }
 
