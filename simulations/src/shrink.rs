@@ -374,6 +374,7 @@ mod tests {
         Plan {
             scenario: "toy".to_owned(),
             store: crate::plan::StoreKind::InMemory,
+            vectors: false,
             seed: 1,
             nodes: 5,
             seconds: 30,
