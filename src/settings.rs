@@ -23,6 +23,8 @@ pub use self::cluster::{ClusterSettings, Secret};
 const ENV_PREFIX: &str = "MEMCUBE__";
 /// It stands in every key of FoundationDB.
 const FDB_PREFIX_BYTES_MAX: usize = 64;
+/// A reader that was cut off has this long to come back, at the least.
+const FEED_KEPT_MS_MIN: u64 = 1_000;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -38,6 +40,10 @@ pub struct Settings {
     pub embedder: EmbedderSettings,
     /// The other machines.
     pub cluster: ClusterSettings,
+    /// Searches over many cubes.
+    pub vectors: VectorSettings,
+    /// The event feed.
+    pub feed: FeedSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -136,6 +142,20 @@ impl Default for CubeSettings {
     }
 }
 
+/// `[feed]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FeedSettings {
+    /// Milliseconds for which events are kept for readers that come back; a week if left out.
+    pub keep_ms: u64,
+}
+
+impl Default for FeedSettings {
+    fn default() -> Self {
+        Self { keep_ms: memcube_schemas::limits::FEED_KEPT_MS }
+    }
+}
+
 /// The kinds of embedder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
@@ -162,6 +182,61 @@ pub struct EmbedderSettings {
 impl Default for EmbedderSettings {
     fn default() -> Self {
         Self { kind: EmbedderKind::default(), model_dir: default_model_dir(), threads: 0 }
+    }
+}
+
+/// The kinds of vector tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum VectorsKind {
+    /// None: a search over several cubes asks each of them, up to 64.
+    #[default]
+    None,
+    /// Tables in the RAM of the process, built anew at every start; about 2 KB a memory.
+    InRam,
+    /// LanceDB tables in a directory. Needs the feature `lance`.
+    Lance,
+}
+
+impl VectorsKind {
+    /// The name in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::InRam => "in-ram",
+            Self::Lance => "lance",
+        }
+    }
+}
+
+/// `[vectors]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct VectorSettings {
+    /// `none`, `in-ram` or `lance`.
+    pub kind: VectorsKind,
+    /// Where the tables of `lance` are: a directory, of this node alone; empty for `vectors` in
+    /// the data directory.
+    pub url: String,
+    /// Milliseconds for which changes are gathered before they are applied together.
+    pub apply_after_ms: u64,
+    /// Milliseconds after which a table that changed is compacted and its indexes are brought up
+    /// to date.
+    pub optimize_after_ms: u64,
+    /// Rows of one table from which on it gets an approximate index for searches over all cubes.
+    pub approximate_rows_min: usize,
+}
+
+impl Default for VectorSettings {
+    fn default() -> Self {
+        Self {
+            kind: VectorsKind::default(),
+            url: String::new(),
+            apply_after_ms: 1_000,
+            optimize_after_ms: 600_000,
+            approximate_rows_min: 100_000,
+        }
     }
 }
 
@@ -275,8 +350,26 @@ impl Settings {
             let range = format!("between 1 and {FDB_PREFIX_BYTES_MAX}");
             mistakes.push(format!("`store.fdb-prefix` must have {range} bytes"));
         }
+        if self.feed.keep_ms < FEED_KEPT_MS_MIN {
+            mistakes.push(format!(
+                "`feed.keep-ms` must be at least {FEED_KEPT_MS_MIN}: readers that lose their \
+                 connection need time to come back"
+            ));
+        }
         if self.embedder.threads > 1_024 {
             mistakes.push("`embedder.threads` must be at most 1024".to_owned());
+        }
+        if self.vectors.apply_after_ms == 0 || self.vectors.optimize_after_ms == 0 {
+            mistakes.push(
+                "`vectors.apply-after-ms` and `vectors.optimize-after-ms` must be at least 1"
+                    .to_owned(),
+            );
+        }
+        if self.vectors.url.contains("://") {
+            mistakes.push(
+                "`vectors.url` must be a directory: tables in object stores are not supported"
+                    .to_owned(),
+            );
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             mistakes.push(format!("`log.filter` cannot be read: {error}"));

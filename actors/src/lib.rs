@@ -14,11 +14,14 @@ pub mod directory;
 pub mod embedder;
 pub mod environment;
 pub mod error;
+pub mod feed;
 pub mod host;
+pub mod housekeeper;
 pub mod metrics;
 pub mod reader;
 pub mod storage;
 pub mod tenant;
+pub mod vectors;
 
 pub use cube::CubeHandle;
 pub use directory::{CubeDescription, Cubes, NodeParts};

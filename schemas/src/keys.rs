@@ -137,6 +137,20 @@ pub fn feed_doorbell(ring: u16) -> Vec<u8> {
     pack(&(INSTALLATION, FEED_DOORBELL, ring))
 }
 
+/// The doorbells of all rings.
+#[must_use]
+pub fn feed_doorbells() -> KeyRange {
+    KeyRange::below(&pack(&(INSTALLATION, FEED_DOORBELL)))
+}
+
+/// The ring that a doorbell belongs to.
+#[must_use]
+pub fn rung(key: &[u8]) -> Option<u16> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let [_, _, Element::Int(ring)] = elements.as_slice() else { return None };
+    u16::try_from(*ring).ok()
+}
+
 /// Says that a shard of a tenant's feed has news, written by every commit to it. Whoever has worked
 /// the news off removes it, on the condition that it was not written again.
 #[must_use]
@@ -149,6 +163,12 @@ pub fn feed_pointer(tenant: &TenantId, shard: u16) -> Vec<u8> {
 #[must_use]
 pub fn feed_pointers(ring: u16) -> KeyRange {
     KeyRange::below(&pack(&(INSTALLATION, FEED_POINTER, ring)))
+}
+
+/// Whether a key is that of a pointer.
+#[must_use]
+pub fn is_feed_pointer(key: &[u8]) -> bool {
+    key.starts_with(&pack(&(INSTALLATION, FEED_POINTER)))
 }
 
 /// The tenant and the shard that a pointer names.

@@ -141,3 +141,47 @@ pub const RESTORE_COMMIT_BYTES_MAX: usize = 500_000;
 pub const RESTORE_COMMIT_ROWS_MAX: usize = 256;
 /// Backups that one node hands out at a time: each keeps two parts in RAM.
 pub const BACKUPS_RUNNING_MAX: usize = 1;
+
+/// Cubes that one search over several may name.
+pub const CUBES_PER_SEARCH_MAX: usize = 1_000;
+/// Cubes that a search over several asks one by one, where no vector tier answers for them: each of
+/// them is hydrated.
+pub const CUBES_ASKED_MAX: usize = 64;
+/// Searches over several cubes that one node executes at a time before further ones are refused.
+pub const TENANT_SEARCHES_MAX: usize = 64;
+/// Memories that a search reads and scores itself because the vector tier has not seen their change
+/// yet; further behind, it says so.
+pub const UNINDEXED_ITEMS_MAX: usize = 16_384;
+/// Candidates that a search takes from one table at the most.
+pub const CANDIDATES_MAX: usize = 16_384;
+/// Feed records that are read at a time: each may name some thousand memories.
+pub const INDEX_PAGE_RECORDS: usize = 256;
+/// Rows that the vector tier writes at a time: much fewer make many small files.
+pub const INDEX_BATCH_ROWS: usize = 2_048;
+/// Shards of tenants that wait to be built before further wishes are dropped; the next search
+/// wishes again.
+pub const INDEX_WISHES_MAX: usize = 4_096;
+/// Shards of tenants whose last news the vector tier remembers; of others it looks again.
+pub const INDEX_SHARDS_KNOWN_MAX: usize = 65_536;
+/// Rows of one table of the vector tier in RAM: about 2 KB each with a vector of 384 values.
+pub const TABLE_IN_RAM_ROWS_MAX: usize = 1_000_000;
+
+/// Records of an event feed that are read at once; a page of a reader has no more.
+pub const FEED_PAGE_RECORDS_MAX: usize = 1_000;
+/// Records of an event feed in one page when the reader names no number.
+pub const FEED_PAGE_RECORDS_DEFAULT: usize = 200;
+/// Cubes by which one reader filters a feed: with more, the whole feed is read with less effort.
+pub const FEED_FILTER_CUBES_MAX: usize = 256;
+/// Streams of events that one node serves before further ones are refused.
+pub const FEED_STREAMS_MAX: usize = 4_096;
+/// Streams of events that one tenant has on one node, so that it leaves some to the others.
+pub const FEED_STREAMS_PER_TENANT_MAX: usize = 1_024;
+/// Batches of events that wait for one stream; a reader that falls further behind is cut off, and
+/// resumes by its cursor.
+pub const FEED_STREAM_BATCHES_MAX: usize = 64;
+/// Records of a feed that one commit trims.
+pub const FEED_TRIM_RECORDS_MAX: usize = 1_000;
+/// Milliseconds that records of an event feed are kept when the settings name no number: a week.
+pub const FEED_KEPT_MS: u64 = 7 * 24 * 3_600_000;
+/// Milliseconds for which the row of a node that is dead or has left is kept: a day.
+pub const NODE_ROW_KEPT_MS: u64 = 24 * 3_600_000;

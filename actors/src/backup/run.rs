@@ -241,6 +241,7 @@ impl Backup<'_> {
                     | ErrorKind::Conflict
                     | ErrorKind::Unavailable
                     | ErrorKind::Fenced
+                    | ErrorKind::Gone
                     | ErrorKind::Internal => return Err(error),
                 },
             }

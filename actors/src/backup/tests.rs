@@ -61,6 +61,7 @@ impl Place {
             None => None,
         };
         let cubes = Cubes::start(NodeParts {
+            vectors: None,
             store: Arc::clone(&store),
             environment: environment.clone(),
             embedder,

@@ -87,6 +87,7 @@ impl World {
             passivate_after_ms: 60_000,
             hot_cubes_max: 100,
             cluster: Some(ClusterParts { transport, settings: ClusterSettings::default() }),
+            vectors: None,
         };
         self.nodes.push(Cubes::start(parts).await.expect("started"));
     }

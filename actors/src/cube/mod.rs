@@ -37,6 +37,7 @@ pub(crate) use self::{
     hydrate::Hydrator,
     journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
+    requests::check_search,
     state::{Claim, CubeKey, CubeState, text_hash},
 };
 use crate::{
