@@ -33,6 +33,7 @@ pub const POINTS: &[Point] = &[
     point("membership.declared-dead", "a node declared another dead"),
     point("membership.found-itself-dead", "a node found that it had been declared dead"),
     point("node.stopped-in-order", "a node was asked to stop, and had finished everything"),
+    point("peers.call-unsent", "a call certainly reached nobody, and was sent elsewhere"),
     point("peers.answer-lost", "a node waited in vain for another's answer"),
     point("peers.repeated-frame", "a frame arrived twice, and the second was dropped"),
     point("peers.wrong-life", "a frame was meant for an earlier life of its receiver"),
