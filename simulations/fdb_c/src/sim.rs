@@ -179,6 +179,14 @@ pub fn applied(store: &str) -> Vec<Applied> {
     with(|world| world.stores.get(store).map(|one| one.applied.clone()).unwrap_or_default())
 }
 
+/// The commits of a store from the one with this number on, in order.
+pub fn applied_from(store: &str, number: usize) -> Vec<Applied> {
+    with(|world| {
+        let applied = world.stores.get(store).map_or(&[][..], |one| &one.applied);
+        applied.get(number..).unwrap_or_default().to_vec()
+    })
+}
+
 /// The rows of a store, system keys left out.
 pub fn snapshot(store: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
     with(|world| {

@@ -72,6 +72,8 @@ struct State {
     unknown: BTreeMap<CommitToken, u64>,
     commits: Vec<CommitRecord>,
     healed_at_ms: Option<u64>,
+    /// How often the cluster let things go wrong.
+    injected: BTreeMap<FaultClass, u64>,
     /// How many transactions of the cluster were looked at.
     applied: usize,
     /// Connections of nodes that are open, by their number in the cluster.
@@ -164,9 +166,16 @@ impl FoundationDbDisk {
             .expect("invariant: the simulated cluster can be opened")
     }
 
-    /// Takes notice of what was applied.
+    /// Takes notice of what was applied, and of what went wrong.
     fn record(&self) {
         let conditions = &self.0.conditions;
+        for (class, count) in cluster::injected() {
+            let before = self.state().injected.insert(class, count).unwrap_or_default();
+            if count > before {
+                conditions.struck(class, count - before);
+                conditions.note("cluster", class.as_str(), "");
+            }
+        }
         let from = self.state().applied;
         for applied in cluster::applied_from(from) {
             self.state().applied += 1;

@@ -1,6 +1,6 @@
 //! The simulated cluster in this world's terms: virtual time, and the faults of the plan.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fdb_c::sim::{self, Applied, Faults, SimConfig};
 use tokio::sync::Notify;
@@ -28,6 +28,30 @@ pub(super) fn start(plan: &Plan, conditions: &Conditions) -> Arc<Notify> {
     let rung = Arc::clone(&bell);
     sim::on_scheduled(Box::new(move || rung.notify_one()));
     bell
+}
+
+/// How often each class of faults struck so far.
+pub(super) fn injected() -> BTreeMap<FaultClass, u64> {
+    let mut injected = BTreeMap::new();
+    for (kind, count) in sim::injected() {
+        let class = match kind {
+            "too_old" => FaultClass::FdbTooOld,
+            "future_version" => FaultClass::FdbFutureVersion,
+            "not_committed" => FaultClass::FdbConflict,
+            "unknown_applied" | "unknown_late" => FaultClass::FdbUnknownApplied,
+            "unknown_lost" => FaultClass::FdbUnknownLost,
+            "unanswered" => FaultClass::FdbTimedOut,
+            "version_changed_applied" | "version_changed_lost" => FaultClass::FdbVersionChanged,
+            "throttled" | "process_behind" | "database_locked" => FaultClass::FdbThrottled,
+            "slow_commit" => FaultClass::FdbSlowCommit,
+            "stalled_read_version" => FaultClass::FdbSlowVersion,
+            "recovery" => FaultClass::FdbRecovery,
+            "watch_early" | "watch_late" | "watch_spurious" => FaultClass::FdbWatch,
+            _ => continue,
+        };
+        *injected.entry(class).or_default() += count;
+    }
+    injected
 }
 
 /// Lets everything happen that is due.
