@@ -31,6 +31,12 @@ pub enum Defect {
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,
+    /// A search over several cubes shows what a table names without a look at its row.
+    UncheckedCandidate,
+    /// A page of the event feed goes on after the widest of its cuts.
+    SkippedEvent,
+    /// The event feed is trimmed without a look at its consumers.
+    TrimPastConsumer,
     /// The FoundationDB backend looks at a commit's token only if the attempt just before may have
     /// committed: what happened further back is forgotten.
     TrustMaybeCommitted,

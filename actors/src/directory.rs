@@ -6,13 +6,19 @@ use std::{
     fmt,
     hash::BuildHasherDefault,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use dashmap::DashMap;
-use memcube_schemas::{CubeId, NodeId, TenantId, limits::CUBE_INFLIGHT_MAX};
+use memcube_schemas::{
+    CubeId, NodeId, TenantId,
+    codec::decode,
+    keys,
+    limits::{CUBE_INFLIGHT_MAX, TENANT_SEARCHES_MAX},
+    node::NodeRecord,
+};
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -27,9 +33,12 @@ use crate::{
     embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, Result},
+    feed::{EventFeed, FeedHandle, FeedTrimmer},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    storage::SharedStore,
+    housekeeper::{Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
+    storage::{RangeRead, SharedStore},
     tenant::TenantContext,
+    vectors::{SearchPlaces, VectorParts, VectorTier},
 };
 
 /// Fixed, so that two processes build the same map.
@@ -85,6 +94,8 @@ pub struct NodeParts {
     pub hot_cubes_max: usize,
     /// How to reach the other nodes; `None` for a node that is alone with its store.
     pub cluster: Option<ClusterParts>,
+    /// Where vectors of many cubes are searched; without it such searches ask the cubes.
+    pub vectors: Option<VectorParts>,
 }
 
 /// How full a queue is.
@@ -116,6 +127,11 @@ pub(crate) struct Shared {
     store: SharedStore,
     environment: Environment,
     embedder: Option<EmbedderHandle>,
+    /// Where vectors of many cubes are searched.
+    pub(crate) vectors: Option<VectorTier>,
+    pub(crate) search_places: SearchPlaces,
+    feed: FeedHandle,
+    housekeeper: OnceLock<HousekeeperHandle>,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -159,7 +175,8 @@ impl Cubes {
     pub async fn start(parts: NodeParts) -> Result<Self> {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
-        let NodeParts { store, environment, embedder, node, cluster, .. } = parts;
+        let NodeParts { store, environment, embedder, node, cluster, vectors, .. } = parts;
+        let (feed, store) = EventFeed::start(store, environment.clone()).await?;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -177,6 +194,7 @@ impl Cubes {
                 match Membership::start(store, environment, parts, sender).await {
                     Ok(membership) => Some(Cluster { peers, membership }),
                     Err(error) => {
+                        feed.stop().await;
                         if let Some(embedder) = &embedder {
                             embedder.stop().await;
                         }
@@ -187,6 +205,13 @@ impl Cubes {
             None => None,
         };
         let host = CubeHost::start(Arc::clone(&directory), hydrator.clone(), settings).await?;
+        let vectors = match vectors {
+            Some(parts) => {
+                let (store, environment) = (Arc::clone(&store), environment.clone());
+                Some(VectorTier::start(parts, store, environment, embedder.clone()).await?)
+            }
+            None => None,
+        };
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -198,6 +223,10 @@ impl Cubes {
             store,
             environment,
             embedder,
+            vectors,
+            search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
+            feed,
+            housekeeper: OnceLock::new(),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -231,6 +260,7 @@ impl Cubes {
             QueueDepth { name: "the fullest cube", depth: fullest, bound: CUBE_INFLIGHT_MAX },
             host.queue(),
         ];
+        queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
         queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
         queues
@@ -253,7 +283,14 @@ impl Cubes {
             cluster.peers.kill();
             cluster.membership.kill();
         }
+        self.shared.feed.kill();
+        if let Some(housekeeper) = self.shared.housekeeper.get() {
+            housekeeper.kill();
+        }
         self.shared.host.kill();
+        if let Some(vectors) = &self.shared.vectors {
+            vectors.kill();
+        }
         if let Some(embedder) = &self.shared.embedder {
             embedder.kill();
         }
@@ -265,9 +302,17 @@ impl Cubes {
         if let Some(cluster) = &self.shared.cluster {
             cluster.peers.close();
         }
+        self.shared.feed.stop().await;
+        if let Some(housekeeper) = self.shared.housekeeper.get() {
+            housekeeper.stop().await;
+        }
         self.shared.host.shut_down().await;
+        if let Some(vectors) = &self.shared.vectors {
+            vectors.stop().await;
+        }
         if let Some(cluster) = &self.shared.cluster {
             cluster.membership.leave().await;
+            cluster.peers.hang_up().await;
         }
         if let Some(embedder) = &self.shared.embedder {
             embedder.stop().await;
@@ -281,6 +326,61 @@ impl Cubes {
         self.shared.host.is_alive()
             && self.shared.views.borrow().is_serving
             && cluster.is_none_or(|cluster| cluster.membership.is_alive())
+            && self.shared.vectors.as_ref().is_none_or(VectorTier::is_alive)
+    }
+
+    /// Whether this node is one of several, and stands among them: it is registered, and has not
+    /// begun to leave.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.shared.cluster.as_ref().is_some_and(|cluster| {
+            let is_serving = self.shared.views.borrow().is_serving;
+            is_serving && cluster.membership.is_alive() && !cluster.peers.is_closed()
+        })
+    }
+
+    /// Whether this node is one of several.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.shared.cluster.is_some()
+    }
+
+    /// What all nodes of the installation last said of themselves, in the order of their names.
+    /// Empty for a node that is alone with its store.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be read.
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>> {
+        let output = self.shared.store.read(vec![RangeRead::all(keys::nodes())]).await?;
+        let entries = output.pages.into_iter().flat_map(|page| page.entries);
+        entries.map(|entry| Ok(decode(&entry.value)?)).collect()
+    }
+
+    /// What the commits of a tenant's cubes did, in order.
+    #[must_use]
+    pub fn feed(&self) -> &FeedHandle {
+        &self.shared.feed
+    }
+
+    /// Starts the housekeeper of this node, with its own chores and more. It can be started once.
+    ///
+    /// # Errors
+    /// `Internal` when it was started before, or cannot be started.
+    pub async fn keep_house(&self, rules: HouseRules, more: Vec<Arc<dyn Chore>>) -> Result<()> {
+        let Shared { store, environment, views, housekeeper, feed, .. } = &*self.shared;
+        let HouseRules { feed_keep_ms, period_ms } = rules;
+        let trimmer = FeedTrimmer::new(feed.reader().clone(), feed_keep_ms, period_ms);
+        let node_rows = NodeRows::new(Arc::clone(store), environment.clone());
+        let mut chores: Vec<Arc<dyn Chore>> = vec![Arc::new(trimmer), Arc::new(node_rows)];
+        chores.extend(more);
+        let started = Housekeeper::start(environment.clone(), views.clone(), chores).await?;
+        match housekeeper.set(started) {
+            Ok(()) => Ok(()),
+            Err(second) => {
+                second.stop().await;
+                Err(Error::internal("the housekeeper was started twice"))
+            }
+        }
     }
 
     /// The model that embeds, if one is configured.

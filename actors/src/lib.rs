@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+pub mod backup;
 pub mod cluster;
 pub mod cube;
 pub mod defects;
@@ -13,11 +14,14 @@ pub mod directory;
 pub mod embedder;
 pub mod environment;
 pub mod error;
+pub mod feed;
 pub mod host;
+pub mod housekeeper;
 pub mod metrics;
 pub mod reader;
 pub mod storage;
 pub mod tenant;
+pub mod vectors;
 
 pub use cube::CubeHandle;
 pub use directory::{CubeDescription, Cubes, NodeParts};

@@ -6,6 +6,8 @@
 #![warn(missing_docs)]
 
 pub mod api;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
+pub mod backup;
 pub mod blob;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod call;

@@ -5,6 +5,7 @@
 //! Invariant: the port's contract holds whatever strikes. A commit that was answered with
 //! `Conflict` never takes effect, nor does one for whose token `outcome` answered `None`.
 
+#[cfg(feature = "fdb")]
 mod foundationdb;
 mod in_memory;
 
@@ -14,7 +15,9 @@ use futures_util::future::BoxFuture;
 use memcube_actors::storage::{Check, Commit, Mutation, SharedStore, StoreError};
 use memcube_schemas::{Incarnation, NodeId, Version};
 
-use self::{foundationdb::FoundationDbDisk, in_memory::InMemoryDisk};
+#[cfg(feature = "fdb")]
+use self::foundationdb::FoundationDbDisk;
+use self::in_memory::InMemoryDisk;
 use crate::{
     conditions::Conditions,
     evidence::{CommitRecord, Row},
@@ -60,11 +63,17 @@ impl SimStore {
     /// An empty store of the plan's kind.
     ///
     /// # Errors
-    /// When the simulated cluster cannot be set up.
+    /// When the simulated cluster cannot be set up, or was not built in.
     pub(crate) fn new(plan: &Plan, conditions: Conditions) -> anyhow::Result<Self> {
         Ok(Self(match plan.store {
             StoreKind::InMemory => Arc::new(InMemoryDisk::new(conditions)),
+            #[cfg(feature = "fdb")]
             StoreKind::Foundationdb => Arc::new(FoundationDbDisk::new(plan, conditions)?),
+            #[cfg(not(feature = "fdb"))]
+            StoreKind::Foundationdb => anyhow::bail!(
+                "these simulations were built without the feature `fdb`; build them with \
+                 `--features fdb`"
+            ),
         }))
     }
 

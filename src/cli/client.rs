@@ -1,10 +1,15 @@
 //! A blocking client of `/v1`, for the commands.
 
-use std::{fmt, thread, time::Duration};
+use std::{fmt, io::Read, thread, time::Duration};
 
-use memcube_schemas::api::v1::{
-    AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, CubeBody, HealthResponse,
-    ListCubesResponse, ListMemoriesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
+use memcube_schemas::{
+    NodeId,
+    api::v1::{
+        AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
+        HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
+        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse, TenantSearchBody,
+        TenantSearchResponse, VectorsResponse,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
@@ -22,6 +27,8 @@ const CONNECT_SECONDS_MAX: u64 = 10;
 const CALL_SECONDS_MAX: u64 = 600;
 /// Whether a server is there must be known at once.
 const HEALTH_SECONDS_MAX: u64 = 3;
+/// A stream gives a sign of life every 15 seconds.
+const SILENCE_SECONDS_MAX: u64 = 45;
 /// A page of 1,000 memories of 16 KB with their sources fits.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Characters of an answer that is no problem+json that an error shows.
@@ -178,6 +185,17 @@ impl Client {
         self.call(&Call::new(Method::POST, &format!("/v1/cubes/{}/release", encoded(cube))))
     }
 
+    /// All nodes of the installation.
+    pub(crate) fn nodes(&self) -> Result<ListNodesResponse> {
+        self.get("/v1/nodes")
+    }
+
+    /// Moves a cube to another node.
+    pub(crate) fn hand_over(&self, cube: &str, to: &NodeId) -> Result<HandOverResponse> {
+        let path = format!("/v1/cubes/{}/hand-over", encoded(cube));
+        self.post(&path, &HandOverRequest { node: to.clone() }, None)
+    }
+
     /// Remembers. With the key, a retry has no second effect.
     pub(crate) fn add(
         &self,
@@ -206,7 +224,72 @@ impl Client {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
     }
 
-    fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
+    /// Takes a backup. The answer is a stream, which takes as long as the backup does.
+    pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl Read + use<>> {
+        let body = serde_json::to_vec(request)
+            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(CONNECT_SECONDS_MAX)))
+            .timeout_recv_response(Some(Duration::from_secs(CALL_SECONDS_MAX)));
+        if is_loopback(&self.address) {
+            config = config.proxy(None);
+        }
+        let agent = Agent::new_with_config(config.build());
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/v1/backups", self.address))
+            .header("authorization", &self.authorization)
+            .header("content-type", "application/json");
+        let request = request.body(body).map_err(|error| self.unreachable(error.to_string()))?;
+        let mut response =
+            agent.run(request).map_err(|error| self.unreachable(error.to_string()))?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_with_config().limit(u64::MAX).reader());
+        }
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let answer = body.map_err(|error| self.unreachable(error.to_string()))?;
+        Err(self.refusal(status, &answer))
+    }
+
+    pub(crate) fn search_all(&self, request: &TenantSearchBody) -> Result<TenantSearchResponse> {
+        self.post("/v1/search", request, None)
+    }
+
+    pub(crate) fn vectors(&self) -> Result<VectorsResponse> {
+        self.get("/v1/vectors")
+    }
+
+    pub(crate) fn rebuild_vectors(&self) -> Result<VectorsResponse> {
+        self.post("/v1/vectors/rebuild", &(), None)
+    }
+
+    /// Opens a stream of events. It ends with an error when nothing was heard for long, not even a
+    /// sign of life.
+    pub(crate) fn stream(&self, path: &str, cursor: Option<&str>) -> Result<impl Read + use<>> {
+        let mut request = Request::builder()
+            .uri(format!("{}{path}", self.address))
+            .header("authorization", &self.authorization)
+            .header("accept", "text/event-stream");
+        if let Some(cursor) = cursor {
+            request = request.header("last-event-id", cursor);
+        }
+        let request = request.body(()).map_err(|error| self.unreachable(error.to_string()))?;
+        let config = self.agent.configure_request(request).timeout_global(None);
+        let silence = Duration::from_secs(SILENCE_SECONDS_MAX);
+        let request = config.timeout_per_read(Some(silence)).build();
+        let failed = |error: ureq::Error| self.unreachable(error.to_string());
+        let mut response = self.agent.run(request).map_err(failed)?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_reader());
+        }
+        let answer = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        Err(self.refusal(status, &answer.map_err(failed)?))
+    }
+
+    pub(super) fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
         self.call(&Call::new(Method::GET, path))
     }
 
@@ -245,9 +328,14 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok((status, answer));
         }
-        match serde_json::from_slice(&answer) {
-            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => Err(self.strange(status, &answer)),
+        Err(self.refusal(status, &answer))
+    }
+
+    /// What an answer says that is no success.
+    fn refusal(&self, status: u16, answer: &[u8]) -> ClientError {
+        match serde_json::from_slice(answer) {
+            Ok(problem) => ClientError::Problem(Box::new(problem)),
+            Err(_) => self.strange(status, answer),
         }
     }
 
@@ -307,7 +395,7 @@ fn is_loopback(address: &str) -> bool {
 }
 
 /// A text as one segment of a path or one value of a query (RFC 3986, section 2.1).
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') {

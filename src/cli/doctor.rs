@@ -237,7 +237,10 @@ fn store(settings: &Settings, server: Option<&str>) -> Finding {
             Ok(ready) if ready.ready => good(CHECK, "the server says that it is ready"),
             Ok(ready) => bad(
                 CHECK,
-                format!("the server is not ready: store {}, cubes {}", ready.store, ready.cubes),
+                format!(
+                    "the server is not ready: store {}, cubes {}, cluster {}",
+                    ready.store, ready.cubes, ready.cluster
+                ),
                 "look at the server's log, mend the cause, and start it again",
             ),
             Err(error) => bad(CHECK, error.to_string(), "start the server again"),

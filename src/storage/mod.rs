@@ -3,6 +3,9 @@
 mod embedded;
 #[cfg(feature = "fdb")]
 pub mod foundationdb;
+#[cfg(feature = "lance")]
+mod lance;
+pub mod objects;
 
 use memcube_actors::{
     metrics::STORE_COMMITS_TOTAL,
@@ -15,6 +18,8 @@ use crate::settings::StoreSettings;
 pub use embedded::EmbeddedStore;
 #[cfg(feature = "fdb")]
 pub use foundationdb::FoundationDbStore;
+#[cfg(feature = "lance")]
+pub use lance::{LanceIndex, LanceOptions};
 
 /// Opens the store that the settings name in a FoundationDB cluster.
 ///

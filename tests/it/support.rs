@@ -202,6 +202,27 @@ impl Call {
     }
 
     pub(crate) fn send_blocking(self) -> Result<Answer, ureq::Error> {
+        let mut response = self.run()?;
+        let text = response.body_mut().with_config().limit(u64::MAX).read_to_string()?;
+        Ok(Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: serde_json::from_str(&text).unwrap_or(Value::Null),
+            text,
+        })
+    }
+
+    /// Reads a body while it comes; anything but a success is an error.
+    pub(crate) fn open_blocking(self) -> Result<impl BufRead + Send + 'static, ureq::Error> {
+        let response = self.run()?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(ureq::Error::StatusCode(status));
+        }
+        Ok(BufReader::new(response.into_body().into_reader()))
+    }
+
+    fn run(self) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
         let url = format!("{}{}", self.client.address, self.path);
         let mut request = Request::builder().method(self.method.as_str()).uri(url);
         if let Some(authorization) = &self.client.authorization {
@@ -210,17 +231,10 @@ impl Call {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        let mut response = match self.body {
-            Some(body) => self.client.agent.run(request.body(body).expect("a request"))?,
-            None => self.client.agent.run(request.body(()).expect("a request"))?,
-        };
-        let text = response.body_mut().with_config().limit(u64::MAX).read_to_string()?;
-        Ok(Answer {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            body: serde_json::from_str(&text).unwrap_or(Value::Null),
-            text,
-        })
+        match self.body {
+            Some(body) => self.client.agent.run(request.body(body).expect("a request")),
+            None => self.client.agent.run(request.body(()).expect("a request")),
+        }
     }
 }
 

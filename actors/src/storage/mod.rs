@@ -8,10 +8,14 @@
 mod doorbells;
 pub mod gate;
 mod in_memory;
+mod in_memory_vectors;
 mod rules;
+pub mod vector_index;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+pub mod vector_conformance;
 
 use std::{fmt, sync::Arc};
 
@@ -20,7 +24,9 @@ use memcube_schemas::{Version, keys::KeyRange};
 
 pub use doorbells::Doorbells;
 pub use in_memory::InMemoryStore;
+pub use in_memory_vectors::InMemoryVectorIndex;
 pub use rules::{STAMP_BYTES, counter_after_add, versionstamped_key};
+pub use vector_index::{SharedVectorIndex, VectorIndex};
 
 /// A shared state store.
 pub type SharedStore = Arc<dyn StateStore>;

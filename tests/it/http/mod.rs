@@ -3,6 +3,7 @@
 mod auth;
 mod bad_input;
 mod cubes;
+mod events;
 mod memories;
 mod node;
 mod search;
