@@ -82,6 +82,15 @@ impl StoreKind {
         }
     }
 
+    /// Whether this build has it.
+    #[must_use]
+    pub const fn is_built(self) -> bool {
+        match self {
+            Self::InMemory => true,
+            Self::Foundationdb => cfg!(feature = "fdb"),
+        }
+    }
+
     /// How a command line chooses it, after a space; nothing for what is chosen anyway.
     #[must_use]
     pub fn option(self) -> String {

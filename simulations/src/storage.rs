@@ -63,7 +63,7 @@ impl SimStore {
     /// An empty store of the plan's kind.
     ///
     /// # Errors
-    /// When the simulated cluster cannot be set up.
+    /// When the simulated cluster cannot be set up, or was not built in.
     pub(crate) fn new(plan: &Plan, conditions: Conditions) -> anyhow::Result<Self> {
         Ok(Self(match plan.store {
             StoreKind::InMemory => Arc::new(InMemoryDisk::new(conditions)),
@@ -71,7 +71,8 @@ impl SimStore {
             StoreKind::Foundationdb => Arc::new(FoundationDbDisk::new(plan, conditions)?),
             #[cfg(not(feature = "fdb"))]
             StoreKind::Foundationdb => anyhow::bail!(
-                "this simulator was built without the feature `fdb`; build it with `--features fdb`"
+                "these simulations were built without the feature `fdb`; build them with \
+                 `--features fdb`"
             ),
         }))
     }

@@ -36,6 +36,7 @@ mod tests {
     fn a_token_takes_effect_once() {
         let commit = |version, token| CommitRecord {
             version: Version(version),
+            place: 0,
             at_ms: version,
             node: NodeId::new("n1").expect("valid"),
             incarnation: Incarnation(7),

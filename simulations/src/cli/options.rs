@@ -114,10 +114,14 @@ pub(crate) fn scenario(text: &str) -> Result<String> {
 
 /// Understands the name of a kind of state store.
 pub(crate) fn store(text: &str) -> Result<StoreKind> {
-    StoreKind::named(text).with_context(|| {
+    let store = StoreKind::named(text).with_context(|| {
         let names = StoreKind::ALL.map(StoreKind::as_str);
         format!("there is no state store `{text}`, but {}", names.join(", "))
-    })
+    })?;
+    if !store.is_built() {
+        bail!("`memcube-sim` was built without the feature `fdb`; build it with `--features fdb`");
+    }
+    Ok(store)
 }
 
 /// Understands the name of a planted bug.

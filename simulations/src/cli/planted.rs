@@ -31,6 +31,7 @@ pub(crate) fn run(args: &PlantedArgs) -> Result<u8> {
     let wanted = |planted: &&Planted| {
         (args.defects.is_empty() || args.defects.contains(&planted.defect))
             && args.store.is_none_or(|store| planted.store == store)
+            && planted.store.is_built()
     };
     let table: Vec<Planted> = planted::TABLE.iter().filter(wanted).copied().collect();
     let mut told = Ok(());

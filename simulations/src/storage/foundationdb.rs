@@ -10,7 +10,7 @@ mod cluster;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
 use anyhow::Context;
@@ -28,7 +28,7 @@ use memcube_actors::{
     },
 };
 use memcube_schemas::{NodeId, Version, keys::KeyRange};
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 use crate::{
     clock::sleep_ms,
@@ -71,6 +71,8 @@ struct State {
     /// What a commit was about whose outcome its sender does not know.
     unknown: BTreeMap<CommitToken, u64>,
     commits: Vec<CommitRecord>,
+    /// What breaks between the cluster and the nodes, as the cluster was told.
+    ways: StoreWays,
     healed_at_ms: Option<u64>,
     /// How often the cluster let things go wrong.
     injected: BTreeMap<FaultClass, u64>,
@@ -78,6 +80,12 @@ struct State {
     applied: usize,
     /// Connections of nodes that are open, by their number in the cluster.
     connections: BTreeMap<u64, u32>,
+}
+
+impl State {
+    fn is_cut(&self, node: u32) -> bool {
+        self.ways.is_down || self.ways.cut.contains(&node)
+    }
 }
 
 /// A commit as its node asked for it.
@@ -109,53 +117,30 @@ impl FoundationDbDisk {
             trusts_maybe_committed: plan.defects.contains(&Defect::TrustMaybeCommitted),
             state: Mutex::default(),
         }));
-        disk.run(Self::pump);
-        disk.run(Self::follow_conditions);
+        disk.run(pump(Arc::downgrade(&disk.0)));
+        disk.run(follow_conditions(Arc::downgrade(&disk.0)));
         Ok(disk)
     }
 
-    /// Starts a part of the world that belongs to no node, and ends with the world.
+    /// Starts a part of the world that belongs to no node. It ends when nobody has the disk.
     #[expect(clippy::disallowed_methods, reason = "the cluster belongs to no node")]
-    fn run<F: Future<Output = ()> + Send + 'static>(&self, part: fn(Self) -> F) {
-        drop(tokio::spawn(part(self.clone())));
-    }
-
-    /// Lets the cluster do what is due, and sleeps until something else is.
-    async fn pump(self) {
-        let start = Instant::now() - self.0.conditions.elapsed();
-        loop {
-            let now = self.0.conditions.elapsed();
-            cluster::run_until(now);
-            self.record();
-            match cluster::next_at() {
-                Some(at) => {
-                    tokio::select! {
-                        biased;
-                        () = self.0.bell.notified() => {}
-                        () = tokio::time::sleep_until(start + at) => {}
-                    }
-                }
-                None => self.0.bell.notified().await,
-            }
-        }
+    fn run(&self, part: impl Future<Output = ()> + Send + 'static) {
+        drop(tokio::spawn(part));
     }
 
     /// Cuts connections and lets the cluster recover, as the conditions say.
-    async fn follow_conditions(self) {
-        let mut ways = StoreWays::default();
-        loop {
-            let next = self.0.conditions.store_ways_change(&ways).await;
-            for _ in ways.recoveries..next.recoveries {
-                cluster::recover();
-            }
-            if next.is_healed && !ways.is_healed {
-                cluster::heal();
-                self.state().healed_at_ms = Some(self.0.conditions.now_ms());
-            }
-            ways = next;
-            for (connection, node) in &self.state().connections {
-                cluster::cut(*connection, ways.is_down || ways.cut.contains(node));
-            }
+    fn follow(&self, ways: &StoreWays, next: &StoreWays) {
+        for _ in ways.recoveries..next.recoveries {
+            cluster::recover();
+        }
+        if next.is_healed && !ways.is_healed {
+            cluster::heal();
+            self.state().healed_at_ms = Some(self.0.conditions.now_ms());
+        }
+        let mut state = self.state();
+        state.ways = next.clone();
+        for (connection, node) in &state.connections {
+            cluster::cut(*connection, state.is_cut(*node));
         }
     }
 
@@ -186,14 +171,54 @@ impl FoundationDbDisk {
             let size = format_args!("v{version} {}c{}m", checks.len(), mutations.len());
             conditions.note(sender.node.as_str(), "commit", size);
             let Sender { node, incarnation } = sender;
-            let record =
-                CommitRecord { version, at_ms, node, incarnation, token, checks, mutations };
-            self.state().commits.push(record);
+            self.state().commits.push(CommitRecord {
+                version,
+                place: applied.batch,
+                at_ms,
+                node,
+                incarnation,
+                token,
+                checks,
+                mutations,
+            });
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("invariant: nothing panics while it holds the store")
+    }
+}
+
+/// Lets the cluster do what is due, and sleeps until something else is.
+async fn pump(disk: Weak<Shared>) {
+    loop {
+        let Some(shared) = disk.upgrade() else { return };
+        let (conditions, bell) = (shared.conditions.clone(), Arc::clone(&shared.bell));
+        let now = conditions.elapsed();
+        cluster::run_until(now);
+        FoundationDbDisk(shared).record();
+        match cluster::next_at() {
+            Some(at) => {
+                tokio::select! {
+                    biased;
+                    () = bell.notified() => {}
+                    () = tokio::time::sleep(at.saturating_sub(now)) => {}
+                }
+            }
+            None => bell.notified().await,
+        }
+    }
+}
+
+/// Tells the cluster of what breaks between it and the nodes.
+async fn follow_conditions(disk: Weak<Shared>) {
+    let Some(conditions) = disk.upgrade().map(|shared| shared.conditions.clone()) else { return };
+    let mut ways = StoreWays::default();
+    loop {
+        let next = conditions.store_ways_change(&ways).await;
+        let Some(shared) = disk.upgrade() else { return };
+        FoundationDbDisk(shared).follow(&ways, &next);
+        ways = next;
     }
 }
 
@@ -213,7 +238,11 @@ impl Disk for FoundationDbDisk {
         let number = self.0.conditions.open_handle(node);
         let store = self.connect();
         let connection = cluster::last_connection();
-        self.state().connections.insert(connection, node);
+        {
+            let mut state = self.state();
+            state.connections.insert(connection, node);
+            cluster::cut(connection, state.is_cut(node));
+        }
         let disk = self.clone();
         Arc::new(Handle { disk, store, connection, node, life, number, name, incarnation })
     }
@@ -393,3 +422,6 @@ impl StateStore for Handle {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,9 +18,10 @@ const MEMBERS: [(&str, &[&str], usize); 5] = [
     ("memcube-actors", &["memcube-schemas"], 150),
     ("memcube-interpose", &[], 5),
     ("memcube-fdb-c", &[], 5),
-    ("memcube-simulations", &SIMULATED, 400),
+    ("memcube-simulations", &SIMULATED, 200),
 ];
-/// What the simulations stand on: all of memcube, and doubles of what surrounds it.
+/// What the simulations stand on: with the feature `fdb` all of memcube, and doubles of what
+/// surrounds it.
 const SIMULATED: [&str; 5] =
     ["memcube", "memcube-schemas", "memcube-actors", "memcube-interpose", "memcube-fdb-c"];
 

@@ -94,6 +94,18 @@ pub(super) fn last_version() -> u64 {
     sim::last_version(STORE)
 }
 
+/// Leaves out versions.
+#[cfg(test)]
+pub(super) fn skip_versions(count: u64) {
+    sim::skip_versions(STORE, count);
+}
+
+/// The rows of the cluster as they lie there.
+#[cfg(test)]
+pub(super) fn raw_rows() -> Vec<(Vec<u8>, Vec<u8>)> {
+    sim::snapshot(STORE)
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
