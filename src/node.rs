@@ -233,7 +233,7 @@ pub(crate) async fn open_vectors(
 
 #[cfg(feature = "lance")]
 async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
-    let options = crate::storage::LanceOptions {
+    let options = storage::LanceOptions {
         directory: if settings.vectors.url.is_empty() {
             settings.store.data_dir.join("vectors")
         } else {
@@ -241,7 +241,7 @@ async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
         },
         approximate_rows_min: settings.vectors.approximate_rows_min,
     };
-    Ok(Arc::new(crate::storage::LanceIndex::open(options).await?))
+    Ok(Arc::new(storage::LanceIndex::open(options).await?))
 }
 
 #[cfg(not(feature = "lance"))]

@@ -160,7 +160,7 @@ mod tests {
         let ghost = scene.seen(one);
         search(&mut scene, "mk1", Vec::new());
         scene.delete(0, one, false);
-        search(&mut scene, "mk1", vec![ghost.clone()]);
+        search(&mut scene, "mk1", vec![ghost]);
         let two = scene.add(0, "mk2");
         let stranger = Seen { tenant: "bolt".to_owned(), ..scene.seen(two) };
         search(&mut scene, "mk2", vec![stranger]);
