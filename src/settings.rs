@@ -105,7 +105,8 @@ pub struct StoreSettings {
     pub kind: StoreKind,
     /// The directory that holds everything that this node keeps by itself.
     pub data_dir: PathBuf,
-    /// The cluster file of FoundationDB; without one, its client takes `/etc/foundationdb/fdb.cluster`.
+    /// The cluster file of FoundationDB; without one, its client takes the default one,
+    /// `/etc/foundationdb/fdb.cluster`.
     pub fdb_cluster_file: Option<PathBuf>,
     /// FoundationDB's client library; without one, `libfdb_c.so` is looked for where the system
     /// looks for libraries.

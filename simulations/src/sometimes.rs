@@ -39,5 +39,8 @@ pub const POINTS: &[Point] = &[
     point("peers.wrong-life", "a frame was meant for an earlier life of its receiver"),
     point("route.answered-elsewhere", "a call was answered by another node"),
     point("route.moved", "a node sent a caller on to another"),
+    point("search.unindexed", "a search over a tenant read what its tables had not seen yet"),
     point("store.outcome-unknown", "the answer to a commit was lost, and was looked up"),
+    point("vectors.applied", "a vector table took in a part of the feed"),
+    point("vectors.build-begun", "a vector table was begun from the rows of its cubes"),
 ];

@@ -6,8 +6,9 @@ use memcube::Node;
 use memcube_actors::storage::SharedStore;
 use serde_json::json;
 
-use super::{FoundationDbStore, Options, client, fresh, open};
+use super::{FoundationDbStore, Options, client, fresh, open, open_fresh};
 use crate::{
+    backup::{embedded, move_between},
     cluster::{Cluster, check_any_node_answers},
     support::{TestNode, in_memory},
 };
@@ -50,5 +51,16 @@ async fn several_nodes_share_a_cluster() {
         stores.push(Arc::new(open(&options).await));
     }
     check_any_node_answers(Cluster::over(stores, |_| {}).await).await;
+    open(&options).await.erase().await.expect("erased");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cubes_move_from_a_directory_to_a_cluster_and_back() {
+    let (first, last) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two"));
+    let (store, options) = open_fresh().await;
+    move_between(embedded(first.path()), Arc::new(store)).await;
+    open(&options).await.erase().await.expect("erased");
+    let (store, options) = open_fresh().await;
+    move_between(Arc::new(store), embedded(last.path())).await;
     open(&options).await.erase().await.expect("erased");
 }
