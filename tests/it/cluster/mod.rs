@@ -1,20 +1,24 @@
 //! Several nodes in this process over one store, that reach each other through real sockets.
 //!
-//! No store can be shared by processes on a machine without FoundationDB, so the nodes are not
-//! processes of their own; all that lies between them is what lies between machines.
+//! They are not processes of their own, because no store but a real FoundationDB is shared by
+//! processes; all that lies between them is what lies between machines.
 
 mod door;
 mod moves;
 mod network;
 mod tls;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use memcube::{
     Node, Settings,
     actors::{
         cluster::{ClusterParts, Transport},
-        storage::{InMemoryStore, RangeRead, StateStore},
+        storage::{InMemoryStore, RangeRead, SharedStore},
     },
     cluster::HttpTransport,
     schemas::{CubeId, NodeId, TenantId, codec::decode, cube::Ownership, keys},
@@ -24,6 +28,8 @@ use serde_json::Value;
 
 use crate::support::{TENANT, TestNode, eventually, in_memory};
 
+/// From the crash of a node until every cube of it answers again.
+const FAILOVER_MAX: Duration = Duration::from_secs(3);
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 fn node_id(name: &str) -> NodeId {
@@ -47,13 +53,12 @@ struct Member {
 }
 
 impl Member {
-    async fn start(settings: Settings, store: &Arc<InMemoryStore>) -> Self {
+    async fn start(settings: Settings, store: SharedStore) -> Self {
         let name = settings.cluster.node.clone().expect("a name");
         let transport = HttpTransport::bind(name.clone(), &settings.cluster).await;
         let transport = transport.expect("it listens");
         let rhythm = settings.cluster.rhythm();
         let parts = ClusterParts { transport: Arc::clone(&transport) as _, settings: rhythm };
-        let store: Arc<InMemoryStore> = Arc::clone(store);
         let builder = Node::builder().with_settings(settings).with_store(store);
         let inner = TestNode::build(builder.with_cluster(name, parts)).await;
         Self { inner, transport }
@@ -75,8 +80,8 @@ impl std::ops::Deref for Member {
 }
 
 /// Nodes `n0`, `n1` and so on over one store.
-struct Cluster {
-    store: Arc<InMemoryStore>,
+pub(crate) struct Cluster {
+    store: SharedStore,
     nodes: Vec<Member>,
 }
 
@@ -86,12 +91,21 @@ impl Cluster {
     }
 
     async fn with(count: usize, change: impl Fn(&mut Settings)) -> Self {
-        let mut cluster = Self { store: Arc::default(), nodes: Vec::new() };
-        for number in 0..count {
+        let store: SharedStore = Arc::new(InMemoryStore::default());
+        Self::over(vec![store; count], change).await
+    }
+
+    /// One node over each of these stores, which show the same state.
+    pub(crate) async fn over(stores: Vec<SharedStore>, change: impl Fn(&mut Settings)) -> Self {
+        let count = stores.len();
+        let mut nodes = Vec::new();
+        for (number, store) in stores.iter().enumerate() {
             let mut settings = settings(&format!("n{number}"));
             change(&mut settings);
-            cluster.nodes.push(Member::start(settings, &cluster.store).await);
+            nodes.push(Member::start(settings, Arc::clone(store)).await);
         }
+        let store = Arc::clone(stores.first().expect("a store"));
+        let cluster = Self { store, nodes };
         cluster.all_see(count).await;
         cluster
     }
@@ -137,9 +151,9 @@ fn write_file(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {
     path
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_node_answers_for_any_cube() {
-    let cluster = Cluster::of(3).await;
+/// Any node answers for any cube, several nodes have cubes, and those of one that dies are answered
+/// for by the others.
+pub(crate) async fn check_any_node_answers(cluster: Cluster) {
     let mut owners = [0; 3];
     for number in 0..12 {
         let cube = format!("c{number}");
@@ -155,7 +169,19 @@ async fn any_node_answers_for_any_cube() {
         owners[cluster.owner(&cube).await.expect("it is hot")] += 1;
     }
     assert!(owners.iter().filter(|count| **count > 0).count() > 1, "all on one: {owners:?}");
-    cluster.stop().await;
+    cluster.nodes[2].kill();
+    let died = Instant::now();
+    for number in 0..12 {
+        let texts = cluster.nodes[number % 2].client.texts(&format!("c{number}")).await;
+        assert_eq!(texts.len(), 2, "what was acknowledged is there");
+    }
+    assert!(died.elapsed() < FAILOVER_MAX, "it took {:?}", died.elapsed());
+    cluster.stop_all_but(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_answers_for_any_cube() {
+    check_any_node_answers(Cluster::of(3).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

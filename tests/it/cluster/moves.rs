@@ -10,11 +10,8 @@ use std::{
 
 use serde_json::json;
 
-use super::{Cluster, Member, conditions, settings};
+use super::{Cluster, FAILOVER_MAX, Member, conditions, settings};
 use crate::support::eventually;
-
-/// From the crash of a node until every cube of it answers again.
-const FAILOVER_MAX: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cubes_of_a_dead_node_answer_elsewhere_within_three_seconds() {
@@ -116,7 +113,7 @@ async fn a_node_comes_back_under_its_name_on_another_port() {
     }
     let former = cluster.nodes[1].transport.local_address();
     cluster.nodes[1].kill();
-    let again = Member::start(settings("n1"), &cluster.store).await;
+    let again = Member::start(settings("n1"), Arc::clone(&cluster.store)).await;
     assert_ne!(again.transport.local_address(), former, "else the test shows nothing");
     // It asks `n0` at once, which has not seen its new heartbeat, and has to hear the answer.
     let start = Instant::now();
@@ -168,7 +165,7 @@ async fn a_node_that_stops_in_order_leaves_no_gap() {
 
 impl Cluster {
     /// Stops the others in order; the one left out was killed.
-    async fn stop_all_but(self, dead: usize) {
+    pub(super) async fn stop_all_but(self, dead: usize) {
         for (number, member) in self.nodes.into_iter().enumerate() {
             if number != dead {
                 member.inner.stop().await;

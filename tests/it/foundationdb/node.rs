@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use memcube::Node;
+use memcube_actors::storage::SharedStore;
 use serde_json::json;
 
 use super::{FoundationDbStore, Options, client, fresh, open, open_fresh};
 use crate::{
     backup::{embedded, move_between},
+    cluster::{Cluster, check_any_node_answers},
     support::{TestNode, in_memory},
 };
 
@@ -37,6 +39,18 @@ async fn what_was_acknowledged_is_found_by_the_next_node() {
     node.client.delete(&path).await.expect(200);
     assert_eq!(node.client.texts("c").await, [long]);
     node.stop().await;
+    open(&options).await.erase().await.expect("erased");
+}
+
+/// Several nodes that share nothing but the cluster of FoundationDB, each with a handle of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_nodes_share_a_cluster() {
+    let options = fresh();
+    let mut stores: Vec<SharedStore> = Vec::new();
+    for _ in 0..3 {
+        stores.push(Arc::new(open(&options).await));
+    }
+    check_any_node_answers(Cluster::over(stores, |_| {}).await).await;
     open(&options).await.erase().await.expect("erased");
 }
 
