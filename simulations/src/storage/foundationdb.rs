@@ -130,13 +130,13 @@ impl FoundationDbDisk {
 
     /// Cuts connections and lets the cluster recover, as the conditions say.
     fn follow(&self, ways: &StoreWays, next: &StoreWays) {
-            for _ in ways.recoveries..next.recoveries {
-                cluster::recover();
-            }
-            if next.is_healed && !ways.is_healed {
-                cluster::heal();
-                self.state().healed_at_ms = Some(self.0.conditions.now_ms());
-            }
+        for _ in ways.recoveries..next.recoveries {
+            cluster::recover();
+        }
+        if next.is_healed && !ways.is_healed {
+            cluster::heal();
+            self.state().healed_at_ms = Some(self.0.conditions.now_ms());
+        }
         let mut state = self.state();
         state.ways = next.clone();
         for (connection, node) in &state.connections {

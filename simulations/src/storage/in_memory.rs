@@ -114,8 +114,16 @@ impl InMemoryDisk {
                 conditions.note(who, "commit", size);
                 let Sender { node, incarnation } = sender;
                 let (version, at_ms) = (*version, conditions.now_ms());
-                let record =
-                    CommitRecord { version, place: 0, at_ms, node, incarnation, token, checks, mutations };
+                let record = CommitRecord {
+                    version,
+                    place: 0,
+                    at_ms,
+                    node,
+                    incarnation,
+                    token,
+                    checks,
+                    mutations,
+                };
                 self.state().commits.push(record);
             }
             Err(error) => {

@@ -130,16 +130,20 @@ mod tests {
 
     #[test]
     fn a_seed_draws_one_plan_and_the_plan_can_be_saved() {
-        for workload in CATALOGUE {
+        let worlds = CATALOGUE
+            .iter()
+            .flat_map(|workload| StoreKind::ALL.into_iter().map(move |store| (workload, store)));
+        for (workload, store) in worlds {
             let [first, again, other] =
-                [3, 3, 4].map(|seed| plan(workload.name, seed).expect("drawn"));
+                [3, 3, 4].map(|seed| plan(workload.name, seed, store).expect("drawn"));
+            assert_eq!(first.store, store);
             assert_eq!(first, again);
             assert_ne!(first, other);
             assert!((3..=7).contains(&first.nodes), "{}", workload.name);
             let saved = serde_json::to_string(&first).expect("saved");
             assert_eq!(serde_json::from_str::<Plan>(&saved).expect("read back"), first);
         }
-        let unknown = plan("asistant", 1).expect_err("refused").to_string();
+        let unknown = plan("asistant", 1, StoreKind::InMemory).expect_err("refused").to_string();
         assert!(unknown.contains("assistant, tenants, hand_over, crash_storm"), "{unknown}");
     }
 }

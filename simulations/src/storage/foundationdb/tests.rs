@@ -186,8 +186,7 @@ async fn a_cluster_out_of_reach_is_told_with_the_setting_to_look_at() {
         sleep_ms(10).await;
         let read = world.handle().read(vec![RangeRead::key(b"a".to_vec())]);
         let commit = world.handle().commit(set(1, "a"));
-        let ((read, commit), took_ms) =
-            world.took_ms(async { tokio::join!(read, commit) }).await;
+        let ((read, commit), took_ms) = world.took_ms(async { tokio::join!(read, commit) }).await;
         assert!((4_900..6_100).contains(&took_ms), "{fault:?}: {took_ms}");
         let error = read.expect_err("nobody answers").to_string();
         assert!(error.contains("did not answer in time"), "{error}");
@@ -372,16 +371,11 @@ async fn a_node_that_stands_still_does_not_go_on_with_its_attempts() {
         world.disk.record();
         world.conditions.faults().get(FaultClass::FdbConflict.as_str()).copied().unwrap_or(0)
     };
-    let ((), ()) = tokio::join!(
-        async {
-            tokio::select! {
-                biased;
-                _ = &mut commit => panic!("it stands still"),
-                () = sleep_ms(3_000) => {}
-            }
-        },
-        async {}
-    );
+    tokio::select! {
+        biased;
+        _ = &mut commit => panic!("it stands still"),
+        () = sleep_ms(3_000) => {}
+    }
     assert_eq!(struck(), 0, "nothing was sent");
     world.conditions.end(&pause);
     assert!(is_unavailable(&commit.await));

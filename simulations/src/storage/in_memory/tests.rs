@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::FutureExt;
 use memcube_actors::storage::{SharedStore, conformance};
-use memcube_schemas::keys::KeyRange;
+use memcube_schemas::{Incarnation, keys::KeyRange};
 
 use super::*;
 use crate::{conditions::tests::with_faults, plan::Fault};
