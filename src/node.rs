@@ -118,11 +118,6 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
-        // Each node has tables of its own, and so a place of its own in the feed.
-        let consumer = match &cluster {
-            Some(_) => format!("vectors@{node}"),
-            None => "vectors".to_owned(),
-        };
         let vectors = match vectors {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
@@ -130,7 +125,6 @@ impl NodeBuilder {
         let vectors = vectors.map(|index| VectorParts {
             index,
             settings: vectors::VectorSettings {
-                consumer,
                 apply_after_ms: settings.vectors.apply_after_ms,
                 optimize_after_ms: settings.vectors.optimize_after_ms,
             },
@@ -222,7 +216,8 @@ async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>>
     }
 }
 
-async fn open_vectors(
+/// The vector index that the settings name, if they name one.
+pub(crate) async fn open_vectors(
     settings: &Settings,
     environment: &Environment,
 ) -> Result<Option<SharedVectorIndex>> {
@@ -238,7 +233,7 @@ async fn open_vectors(
 
 #[cfg(feature = "lance")]
 async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
-    let options = crate::storage::LanceOptions {
+    let options = storage::LanceOptions {
         directory: if settings.vectors.url.is_empty() {
             settings.store.data_dir.join("vectors")
         } else {
@@ -246,7 +241,7 @@ async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
         },
         approximate_rows_min: settings.vectors.approximate_rows_min,
     };
-    Ok(Arc::new(crate::storage::LanceIndex::open(options).await?))
+    Ok(Arc::new(storage::LanceIndex::open(options).await?))
 }
 
 #[cfg(not(feature = "lance"))]

@@ -44,7 +44,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -58,5 +58,6 @@ impl Defect {
         Self::LostWake,
         Self::LeakedPlace,
         Self::TrustMaybeCommitted,
+        Self::UncheckedCandidate,
     ];
 }

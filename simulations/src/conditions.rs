@@ -24,6 +24,7 @@ use crate::{
     trace::Trace,
 };
 
+#[cfg(feature = "fdb")]
 pub(crate) use self::store::StoreWays;
 
 /// Where something may go wrong: it names the stream of the draws, and the actor in the trace.
@@ -335,6 +336,7 @@ impl Conditions {
     }
 
     /// Waits until the node does not run in this life: it is paused, or the life is over.
+    #[cfg(feature = "fdb")]
     pub(crate) async fn halts(&self, node: u32, life: u64) {
         self.until(|state| {
             let node = state.node(node);
@@ -344,11 +346,13 @@ impl Conditions {
     }
 
     /// Counts how often a fault struck of which somebody else keeps the count.
+    #[cfg(feature = "fdb")]
     pub(crate) fn struck(&self, class: FaultClass, times: u64) {
         *self.state().faults.entry(class.as_str()).or_insert(0) += times;
     }
 
     /// How often in a thousand occasions a fault is to strike.
+    #[cfg(feature = "fdb")]
     pub(crate) fn intensity(&self, class: FaultClass) -> u32 {
         self.0.intensities.get(&class).copied().unwrap_or(0)
     }

@@ -22,6 +22,9 @@ pub struct Plan {
     /// Which state store the nodes share.
     #[serde(default, skip_serializing_if = "StoreKind::is_in_memory")]
     pub store: StoreKind,
+    /// Whether nodes have a vector tier.
+    #[serde(default)]
+    pub vectors: bool,
     /// Planted bugs that are switched on.
     #[serde(default)]
     pub defects: BTreeSet<Defect>,
@@ -46,6 +49,7 @@ impl Plan {
             nodes: 3,
             seconds: 60,
             store: StoreKind::InMemory,
+            vectors: false,
             defects: BTreeSet::new(),
             faults: BTreeMap::new(),
             events: Vec::new(),
@@ -410,6 +414,11 @@ pub enum Action {
     },
     /// Looks for an item by its marker.
     Search {
+        /// Which.
+        pick: u64,
+    },
+    /// Looks for an item by its marker in all cubes of the tenant.
+    SearchTenant {
         /// Which.
         pick: u64,
     },

@@ -47,6 +47,7 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
         store: StoreKind::Foundationdb,
         ..planted(Defect::TrustMaybeCommitted, "crash_storm", 200)
     },
+    planted(Defect::UncheckedCandidate, "tenant_search", 60),
 ];
 
 const fn planted(defect: Defect, scenario: &'static str, within_seeds: u64) -> Planted {

@@ -3,6 +3,7 @@
 pub mod cubes;
 pub mod recall;
 pub mod recall_speed;
+pub mod vectors;
 mod words;
 
 use std::fmt;

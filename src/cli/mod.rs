@@ -164,6 +164,7 @@ mod tests {
             "memcube bench recall --data in --out out.jsonl --threads 1",
             "memcube bench recall-speed --items 10 --items 20 --queries 5",
             "memcube bench ingest --data f.jsonl",
+            "memcube bench vectors --rows 1000 --cubes 10 --queries 5 --in-ram",
             "memcube sim",
             "memcube sim --help",
             "memcube sim run assistant --seed 17 --json --log",

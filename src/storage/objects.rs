@@ -40,11 +40,12 @@ pub fn open(
     if url.starts_with("memory:") {
         return Err(refuse(&"what is put there is gone with this process"));
     }
-    let (objects, prefix) = parse_url_opts(&parsed, options).map_err(|error| match &error {
-        object_store::Error::Generic { .. } if !cfg!(feature = "s3") && is_remote(url) => {
-            refuse(&"this memcube was built without the feature `s3`")
+    let (objects, prefix) = parse_url_opts(&parsed, options).map_err(|error| {
+        let is_generic = matches!(error, object_store::Error::Generic { .. });
+        if is_generic && !cfg!(feature = "s3") && is_remote(url) {
+            return refuse(&"this memcube was built without the feature `s3`");
         }
-        error => refuse(error),
+        refuse(&error)
     })?;
     Ok((objects.into(), prefix))
 }

@@ -335,7 +335,7 @@ fn in_ram() -> SharedStore {
     Arc::new(InMemoryStore::new())
 }
 
-fn embedded(directory: &Path) -> SharedStore {
+pub(crate) fn embedded(directory: &Path) -> SharedStore {
     Arc::new(EmbeddedStore::open(&directory.join("state")).expect("opened"))
 }
 

@@ -13,3 +13,5 @@ mod model;
 mod process;
 mod support;
 mod tidy;
+#[cfg(feature = "lance")]
+mod vectors;

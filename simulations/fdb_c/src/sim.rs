@@ -151,7 +151,7 @@ pub fn injected() -> Vec<(&'static str, u64)> {
 /// The open handles, in the order in which they were opened.
 pub fn handles() -> Vec<Handle> {
     with(|world| {
-        let handles = world.databases.iter();
+        let handles = world.databases.iter().filter(|(_, one)| !one.is_closed);
         let handle = |(id, one): (&u64, &crate::database::Database)| Handle {
             id: *id,
             store: one.store.clone(),

@@ -19,6 +19,7 @@ mod once;
 mod queues;
 mod read_your_writes;
 mod reference;
+mod tenant_search;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -27,12 +28,13 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 10] = [
+pub(crate) const NAMES: [&str; 11] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
     read_your_writes::NAME,
     isolation::NAME,
+    tenant_search::NAME,
     agreement::NAME,
     event_log::NAME,
     liveness::NAME,
@@ -66,6 +68,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(found);
     violations.extend(read_your_writes::check(&case));
     violations.extend(isolation::check(&case));
+    violations.extend(tenant_search::check(&case));
     violations.extend(agreement::check(&case));
     violations.extend(event_log::check(&case));
     violations.extend(liveness::check(&case));

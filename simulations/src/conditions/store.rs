@@ -1,10 +1,14 @@
 //! What is broken between the nodes and the state store.
 
+#[cfg(feature = "fdb")]
 use std::collections::BTreeSet;
 
-use super::{Conditions, NodeConditions};
+use super::Conditions;
+#[cfg(feature = "fdb")]
+use super::NodeConditions;
 
 /// How it stands with the ways to the store.
+#[cfg(feature = "fdb")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct StoreWays {
     /// Recoveries of the store that have begun.
@@ -19,6 +23,7 @@ pub(crate) struct StoreWays {
 
 impl Conditions {
     /// Waits until the ways to the store are others than these, and returns what they are then.
+    #[cfg(feature = "fdb")]
     pub(crate) async fn store_ways_change(&self, seen: &StoreWays) -> StoreWays {
         self.until(|state| {
             let is_cut = |(node, of): (&u32, &NodeConditions)| (of.store_cuts > 0).then_some(*node);

@@ -4,6 +4,7 @@
 mod assistant;
 mod crash_storm;
 mod hand_over;
+mod tenant_search;
 mod tenants;
 
 use anyhow::{Context, Result};
@@ -45,6 +46,11 @@ pub const CATALOGUE: &[Workload] = &[
         name: "crash_storm",
         about: "nodes crash and stall again and again",
         draw: crash_storm::draw,
+    },
+    Workload {
+        name: "tenant_search",
+        about: "searches over all cubes of a tenant, whose vector tables lag behind and fail",
+        draw: tenant_search::draw,
     },
 ];
 
@@ -144,6 +150,9 @@ mod tests {
             assert_eq!(serde_json::from_str::<Plan>(&saved).expect("read back"), first);
         }
         let unknown = plan("asistant", 1, StoreKind::InMemory).expect_err("refused").to_string();
-        assert!(unknown.contains("assistant, tenants, hand_over, crash_storm"), "{unknown}");
+        assert!(
+            unknown.contains("assistant, tenants, hand_over, crash_storm, tenant_search"),
+            "{unknown}"
+        );
     }
 }

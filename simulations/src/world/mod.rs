@@ -43,6 +43,7 @@ use crate::{
     report::Report,
     storage::SimStore,
     trace::Trace,
+    vectors::SimVectors,
 };
 
 /// How often queues are looked at.
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     pub(crate) network: Network,
     pub(crate) store: SimStore,
     blobs: SimBlobs,
+    vectors: SimVectors,
     nodes: Mutex<BTreeMap<u32, NodeSlot>>,
     history: Mutex<History>,
     cubes: Mutex<BTreeSet<(TenantId, CubeId)>>,
@@ -208,6 +210,7 @@ impl Inner {
         let network = Network::new(conditions.clone());
         let store = SimStore::new(&plan, conditions.clone())?;
         let blobs = SimBlobs::new(conditions.clone());
+        let vectors = SimVectors::new(conditions.clone());
         Ok(Self {
             plan,
             dice,
@@ -215,6 +218,7 @@ impl Inner {
             network,
             store,
             blobs,
+            vectors,
             nodes: Mutex::default(),
             history: Mutex::default(),
             cubes: Mutex::default(),
@@ -353,7 +357,8 @@ impl Inner {
             | Outcome::OtherRevision
             | Outcome::Deleted { .. }
             | Outcome::Listed { .. }
-            | Outcome::Found { .. } => true,
+            | Outcome::Found { .. }
+            | Outcome::FoundAcross { .. } => true,
         };
         let operations = evidence.history.operations();
         let acknowledged = operations.iter().filter(|done| is_success(&done.outcome)).count();

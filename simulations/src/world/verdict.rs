@@ -37,11 +37,12 @@ impl Inner {
         self.settle().await;
         self.come_to_rest().await;
         let served = self.serve_all().await;
+        let rows = self.store.rows().await;
         Evidence {
             history: std::mem::take(&mut *self.history()),
             commits: self.store.commits(),
             lives: std::mem::take(&mut *self.lives.lock().expect("invariant: no panic meanwhile")),
-            rows: self.store.rows().await,
+            rows,
             served,
             queues: std::mem::take(
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
