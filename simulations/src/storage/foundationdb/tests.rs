@@ -46,7 +46,7 @@ impl World {
 
     /// Whether the row is there; asked when nothing goes wrong any more.
     async fn has(&self, key: &str) -> bool {
-        self.disk.rows().await.contains_key(key.as_bytes())
+        self.disk.rows().await.1.contains_key(key.as_bytes())
     }
 
     async fn took_ms<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
