@@ -5,7 +5,7 @@
 #   LISTEN             the address `make run` answers on        (127.0.0.1:7700)
 #   MODEL_DIR          where the embedding model lies           (~/.cache/memcube/models/minilm-l6-v2)
 #   PROFILE            cargo profile of `make run`              (release)
-#   SIM_SECONDS        how long the swarm of `make sim` searches        (120)
+#   SIM_SECONDS        how long each swarm of `make sim` searches       (120)
 #   FEATURES           more features to build and test, as in `make test FEATURES=full`   (none)
 #   FDB_CLUSTER_FILE   the cluster of `make conformance-fdb`    (none: the test double)
 #   CARGO_TARGET_DIR   where cargo builds                       (target)
@@ -72,6 +72,8 @@ sim: setup ## Simulates: same seed same trace, old failures, planted bugs, then 
 	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --features fdb \
 		--example agent_under_faults -- 20
 	$(SIM) swarm --seconds $(SIM_SECONDS) --all-points
+	$(SIM) meta --store foundationdb --seeds 5
+	$(SIM) swarm --store foundationdb --seconds $(SIM_SECONDS)
 
 # With FDB_CLUSTER_FILE it uses that cluster, through the client library that is installed, and
 # removes again what it wrote.

@@ -183,7 +183,11 @@ pub(crate) fn draw_faults(dice: Dice, store: StoreKind) -> BTreeMap<FaultClass, 
         let dice = dice.fork(class.as_str(), 0);
         match class {
             FaultClass::Jitter => 1_000,
-            FaultClass::CubePanic | FaultClass::HydratePanic => 1 + dice.below("panics", 0, 8),
+            // Rare, because each of them stops a part of the world for seconds.
+            FaultClass::CubePanic
+            | FaultClass::HydratePanic
+            | FaultClass::FdbRecovery
+            | FaultClass::FdbSlowVersion => 1 + dice.below("panics", 0, 8),
             FaultClass::NetworkDelay
             | FaultClass::NetworkDrop
             | FaultClass::NetworkDuplicate
@@ -210,8 +214,6 @@ pub(crate) fn draw_faults(dice: Dice, store: StoreKind) -> BTreeMap<FaultClass, 
             | FaultClass::FdbVersionChanged
             | FaultClass::FdbThrottled
             | FaultClass::FdbSlowCommit
-            | FaultClass::FdbSlowVersion
-            | FaultClass::FdbRecovery
             | FaultClass::FdbWatch => {
                 // Whole numbers alone: the logarithm of a float is not the same on every machine.
                 let octave = 2_u64 << dice.below("octave", 0, 6);

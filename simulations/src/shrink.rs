@@ -350,7 +350,7 @@ mod tests {
     use super::*;
     use crate::{
         evidence::Violation,
-        plan::{Script, Step, TimedFault},
+        plan::{Script, Step, StoreKind, TimedFault},
         report::Report,
     };
 
@@ -378,6 +378,7 @@ mod tests {
             seed: 1,
             nodes: 5,
             seconds: 30,
+            store: StoreKind::InMemory,
             defects: [].into(),
             faults: FaultClass::ALL.into_iter().map(|class| (class, 40)).collect(),
             events: [0, 1, 2, 3, 4, 0].map(event).into(),

@@ -45,8 +45,8 @@ trait Disk: Send + Sync {
     /// Takes the record of all commits that took effect, in order.
     fn commits(&self) -> Vec<CommitRecord>;
 
-    /// All rows.
-    fn rows(&self) -> BoxFuture<'_, BTreeMap<Vec<u8>, Row>>;
+    /// All rows, and the version that they stand for.
+    fn rows(&self) -> BoxFuture<'_, (Version, BTreeMap<Vec<u8>, Row>)>;
 
     /// The version of the last commit.
     fn version(&self) -> Version;
@@ -82,14 +82,13 @@ impl SimStore {
         self.0.handle(node, life, incarnation)
     }
 
-    /// Takes the record of all commits that took effect, in order.
-    pub(crate) fn commits(&self) -> Vec<CommitRecord> {
-        self.0.commits()
-    }
-
-    /// All rows.
-    pub(crate) async fn rows(&self) -> BTreeMap<Vec<u8>, Row> {
-        self.0.rows().await
+    /// All rows, and the commits that made them, in order. Nodes that still run go on committing
+    /// meanwhile; that is left out.
+    pub(crate) async fn close_the_books(&self) -> (Vec<CommitRecord>, BTreeMap<Vec<u8>, Row>) {
+        let (version, rows) = self.0.rows().await;
+        let mut commits = self.0.commits();
+        commits.retain(|commit| commit.version <= version);
+        (commits, rows)
     }
 
     /// The version of the last commit.

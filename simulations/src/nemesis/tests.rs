@@ -96,15 +96,29 @@ fn what_is_allowed_does_not_change_the_rest() {
 
 #[test]
 fn intensities_are_a_swarm_within_their_bounds() {
-    let plans: Vec<_> =
-        (0..400).map(|seed| draw_faults(Dice::new(seed), StoreKind::InMemory)).collect();
-    assert_eq!(plans[3], draw_faults(Dice::new(3), StoreKind::InMemory));
+    let draw = |store| move |seed| draw_faults(Dice::new(seed), store);
+    let [plans, on_fdb] = StoreKind::ALL.map(|store| (0..400).map(draw(store)).collect::<Vec<_>>());
+    assert_eq!(plans[3], draw(StoreKind::InMemory)(3));
     for class in FaultClass::ALL {
-        let drawn: Vec<u32> = plans.iter().filter_map(|plan| plan.get(&class).copied()).collect();
+        let of = |plans: &[BTreeMap<FaultClass, u32>]| -> Vec<u32> {
+            plans.iter().filter_map(|plan| plan.get(&class).copied()).collect()
+        };
+        // What strikes both stores is drawn alike for both.
+        let drawn = match StoreKind::ALL.map(|store| class.strikes_on(store)) {
+            [true, true] => {
+                assert_eq!(of(&plans), of(&on_fdb), "{class:?}");
+                of(&plans)
+            }
+            [true, false] => of(&plans),
+            [false, true] => of(&on_fdb),
+            [false, false] => panic!("{class:?} strikes no store"),
+        };
+        assert_eq!(of(&plans).is_empty(), !class.strikes_on(StoreKind::InMemory));
+        assert_eq!(of(&on_fdb).is_empty(), !class.strikes_on(StoreKind::Foundationdb));
         assert!((140..=260).contains(&drawn.len()), "{class:?}: {}", drawn.len());
         let (low, high) = match class.as_str() {
             "jitter" => (1_000, 1_000),
-            "cube-panic" | "hydrate-panic" => (1, 8),
+            "cube-panic" | "hydrate-panic" | "fdb-recovery" | "fdb-slow-version" => (1, 8),
             _ => (2, 80),
         };
         assert!(drawn.iter().all(|value| (low..=high).contains(value)), "{class:?}");

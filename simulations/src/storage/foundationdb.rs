@@ -23,8 +23,8 @@ use memcube::storage::{
 use memcube_actors::{
     defects::Defect,
     storage::{
-        Check, Commit, CommitToken, Mutation, RangeRead, ReadOutput, SharedStore, StateStore,
-        StoreError,
+        Check, Commit, CommitToken, Entry, Mutation, RangeRead, ReadOutput, SharedStore,
+        StateStore, StoreError,
     },
 };
 use memcube_schemas::{NodeId, Version, keys::KeyRange};
@@ -252,15 +252,15 @@ impl Disk for FoundationDbDisk {
         std::mem::take(&mut self.state().commits)
     }
 
-    fn rows(&self) -> BoxFuture<'_, BTreeMap<Vec<u8>, Row>> {
+    fn rows(&self) -> BoxFuture<'_, (Version, BTreeMap<Vec<u8>, Row>)> {
         Box::pin(async move {
             let all = KeyRange { start: Vec::new(), end: vec![0xff] };
             let read = self.connect().read(vec![RangeRead::all(all)]).await;
             let read = read.expect("invariant: nothing goes wrong any more");
             let entries = read.pages.into_iter().flat_map(|page| page.entries);
-            entries
-                .map(|entry| (entry.key, Row { version: entry.version, value: entry.value }))
-                .collect()
+            let row =
+                |entry: Entry| (entry.key, Row { version: entry.version, value: entry.value });
+            (read.version, entries.map(row).collect())
         })
     }
 

@@ -192,11 +192,11 @@ impl Disk for InMemoryDisk {
         std::mem::take(&mut self.state().commits)
     }
 
-    fn rows(&self) -> BoxFuture<'_, BTreeMap<Vec<u8>, Row>> {
+    fn rows(&self) -> BoxFuture<'_, (Version, BTreeMap<Vec<u8>, Row>)> {
         let entries = self.0.disk.entries().into_iter();
         let rows =
             entries.map(|entry| (entry.key, Row { version: entry.version, value: entry.value }));
-        Box::pin(std::future::ready(rows.collect()))
+        Box::pin(std::future::ready((self.0.disk.version(), rows.collect())))
     }
 
     fn version(&self) -> Version {

@@ -136,9 +136,13 @@ mod tests {
 
     #[test]
     fn a_seed_draws_one_plan_and_the_plan_can_be_saved() {
-        for workload in CATALOGUE {
-            let [first, again, other] = [3, 3, 4]
-                .map(|seed| plan(workload.name, seed, StoreKind::InMemory).expect("drawn"));
+        let worlds = CATALOGUE
+            .iter()
+            .flat_map(|workload| StoreKind::ALL.into_iter().map(move |store| (workload, store)));
+        for (workload, store) in worlds {
+            let [first, again, other] =
+                [3, 3, 4].map(|seed| plan(workload.name, seed, store).expect("drawn"));
+            assert_eq!(first.store, store);
             assert_eq!(first, again);
             assert_ne!(first, other);
             assert!((3..=7).contains(&first.nodes), "{}", workload.name);

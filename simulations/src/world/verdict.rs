@@ -37,10 +37,10 @@ impl Inner {
         self.settle().await;
         self.come_to_rest().await;
         let served = self.serve_all().await;
-        let rows = self.store.rows().await;
+        let (commits, rows) = self.store.close_the_books().await;
         Evidence {
             history: std::mem::take(&mut *self.history()),
-            commits: self.store.commits(),
+            commits,
             lives: std::mem::take(&mut *self.lives.lock().expect("invariant: no panic meanwhile")),
             rows,
             served,

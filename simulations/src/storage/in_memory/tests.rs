@@ -181,7 +181,7 @@ async fn commits_are_recorded_once_with_their_sender() {
     assert_eq!(seen, expected);
     assert_eq!((commits[0].checks.len(), commits[0].mutations.len()), (1, 1));
     assert_eq!(
-        world.store.rows().await[b"a".as_slice()],
+        world.store.rows().await.1[b"a".as_slice()],
         Row { version: Version(2), value: b"x".into() }
     );
     assert_eq!(world.store.version(), Version(2));
