@@ -21,7 +21,7 @@
 //!
 //! [`View::keeps`]: crate::cluster::View::keeps
 
-use std::{ops::Range, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, select_all};
 use memcube_schemas::{
@@ -221,8 +221,8 @@ impl Follower {
 
     /// Waits for news on some of the rings.
     #[must_use]
-    pub fn watch(&self, rings: Range<u16>) -> Watch {
-        let rings = rings.map(|ring| Ring { ring, seen: None, is_due: true }).collect();
+    pub fn watch(&self, rings: impl IntoIterator<Item = u16>) -> Watch {
+        let rings = rings.into_iter().map(|ring| Ring { ring, seen: None, is_due: true }).collect();
         Watch { follower: self.clone(), rings }
     }
 }

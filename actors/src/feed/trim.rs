@@ -15,7 +15,7 @@ use memcube_schemas::{
     Stamp, TenantId,
     codec::decode,
     feed::{FeedMark, FeedRecord},
-    keys::{self, FEED_RINGS},
+    keys::{self, FEED_RINGS, KeyRange},
     limits::FEED_TRIM_RECORDS_MAX,
 };
 
@@ -34,8 +34,9 @@ use crate::{
     storage::{Check, Entry, Mutation, RangePage, RangeRead, StoreError},
 };
 
-/// Pointers read at once.
-const POINTERS_PER_READ: usize = 256;
+/// Rings whose pointers are read at once, and pointers of one of them.
+const RINGS_PER_READ: usize = 32;
+const POINTERS_PER_PAGE: usize = 64;
 /// How often a trim is tried again that met somebody else's.
 const TRIES: usize = 3;
 
@@ -57,22 +58,25 @@ impl FeedTrimmer {
         self.reader.environment()
     }
 
-    async fn trim_ring(&self, ring: u16) -> Result<u64> {
+    async fn trim_rings(&self, rings: &[u16]) -> Result<u64> {
         let mut removed = 0;
-        let mut range = keys::feed_pointers(ring);
-        loop {
-            let read = RangeRead::page(range.clone(), POINTERS_PER_READ);
-            let output = self.reader.store().read(vec![read]).await?;
-            let Some(page) = output.pages.into_iter().next() else { return Ok(removed) };
-            for pointer in &page.entries {
-                let Some((tenant, shard)) = keys::pointed_feed(&pointer.key) else { continue };
-                removed += self.trim_shard(&tenant, shard).await?;
+        let mut ranges: Vec<KeyRange> =
+            rings.iter().map(|ring| keys::feed_pointers(*ring)).collect();
+        while !ranges.is_empty() {
+            let page = |range: &KeyRange| RangeRead::page(range.clone(), POINTERS_PER_PAGE);
+            let output = self.reader.store().read(ranges.iter().map(page).collect()).await?;
+            let mut rest = Vec::new();
+            for (range, page) in ranges.into_iter().zip(&output.pages) {
+                for pointer in &page.entries {
+                    let Some((tenant, shard)) = keys::pointed_feed(&pointer.key) else { continue };
+                    removed += self.trim_shard(&tenant, shard).await?;
+                }
+                let last = page.entries.last().filter(|_| page.more);
+                rest.extend(last.map(|last| range.after(&last.key)));
             }
-            match page.entries.last() {
-                Some(last) if page.more => range = range.after(&last.key),
-                Some(_) | None => return Ok(removed),
-            }
+            ranges = rest;
         }
+        Ok(removed)
     }
 
     /// Removes what is old from one shard, and its pointer with the last record; returns how many
@@ -227,11 +231,11 @@ impl Chore for FeedTrimmer {
 
     fn run<'a>(&'a self, view: &'a View) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move {
+            let is_ours = |ring: &u16| view.keeps(&format!("feed ring {ring}"));
+            let rings: Vec<u16> = (0..FEED_RINGS).filter(is_ours).collect();
             let mut removed = 0;
-            for ring in 0..FEED_RINGS {
-                if view.keeps(&format!("feed ring {ring}")) {
-                    removed += self.trim_ring(ring).await?;
-                }
+            for rings in rings.chunks(RINGS_PER_READ) {
+                removed += self.trim_rings(rings).await?;
             }
             Ok(removed)
         })
