@@ -8,7 +8,8 @@
 //! removes a pointer when it has trimmed the last record of its shard and every consumer is past
 //! it; so the pointers are as many as the shards that changed within the time that records are
 //! kept. (A pointer for each consumer would make every commit write one row a consumer, and know
-//! them.)
+//! them.) A consumer that never joined a shard does not hear of a pointer that is gone; it begins
+//! with the cubes' rows anyway, as whoever derives something from them does.
 //!
 //! *Who works?* Anybody may, and placement says who should ([`View::keeps`]). Two that work on the
 //! same shard both act, and one of them moves the cursor: moving it checks its row. So what a

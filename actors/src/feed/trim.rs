@@ -37,6 +37,8 @@ use crate::{
 /// Rings whose pointers are read at once, and pointers of one of them.
 const RINGS_PER_READ: usize = 32;
 const POINTERS_PER_PAGE: usize = 64;
+/// Records that a first look at a shard reads: mostly even the oldest ones are too young.
+const FIRST_LOOK_RECORDS: usize = 8;
 /// How often a trim is tried again that met somebody else's.
 const TRIES: usize = 3;
 
@@ -85,11 +87,15 @@ impl FeedTrimmer {
     /// # Errors
     /// `Unavailable` when the store does not answer, `Corrupt` when a row cannot be read.
     pub async fn trim_shard(&self, tenant: &TenantId, shard: u16) -> Result<u64> {
-        let (mut removed, mut tries) = (0, 0);
+        let (mut removed, mut tries, mut limit) = (0, 0, FIRST_LOOK_RECORDS);
         loop {
-            let step = self.look(tenant, shard).await?;
-            if step.mutations.is_empty() {
+            let step = self.look(tenant, shard, limit).await?;
+            if step.mutations.is_empty() && (step.is_last || limit == FEED_TRIM_RECORDS_MAX) {
                 return Ok(removed);
+            }
+            limit = FEED_TRIM_RECORDS_MAX;
+            if step.mutations.is_empty() {
+                continue;
             }
             let (records, is_last) = (step.records, step.is_last);
             if self.carry_out(step).await? {
@@ -118,15 +124,15 @@ impl FeedTrimmer {
         }
     }
 
-    /// What there is to do in a shard now.
-    pub(super) async fn look(&self, tenant: &TenantId, shard: u16) -> Result<Step> {
+    /// What there is to do about the first records of a shard now.
+    pub(super) async fn look(&self, tenant: &TenantId, shard: u16, limit: usize) -> Result<Step> {
         let (floor_key, pointer_key) =
             (keys::feed_floor(tenant, shard), keys::feed_pointer(tenant, shard));
         let reads = vec![
             RangeRead::key(floor_key.clone()),
             RangeRead::key(pointer_key.clone()),
             RangeRead::all(keys::feed_cursors(tenant, shard)),
-            RangeRead::page(keys::feed(tenant, shard), FEED_TRIM_RECORDS_MAX),
+            RangeRead::page(keys::feed(tenant, shard), limit),
         ];
         let output = self.reader.store().read(reads).await?;
         let [floor, pointer, cursors, records] = output.pages.as_slice() else {
@@ -135,9 +141,9 @@ impl FeedTrimmer {
         let bound = self.slowest(cursors)?;
         let now_ms = self.environment().unix_ms();
         let aged = aged(&records.entries)?;
-        let (cut, gone) = cut(&aged, now_ms, self.keep_ms, bound);
+        let Cut { at: cut, gone, is_decided } = cut(&aged, now_ms, self.keep_ms, bound);
         let is_empty = gone == aged.len() && !records.more;
-        let is_last = gone < aged.len() || !records.more;
+        let is_last = is_decided || !records.more;
         let mut step = Step { is_last, records: gone as u64, ..Step::default() };
         if let Some(cut) = cut {
             let end = keys::feed_record(tenant, shard, cut);
@@ -196,28 +202,34 @@ fn aged(rows: &[Entry]) -> Result<Vec<Aged>> {
     rows.iter().map(aged).collect()
 }
 
-/// Up to where records go, and how many they are.
-fn cut(
-    records: &[Aged],
-    now_ms: i64,
-    keep_ms: u64,
-    bound: Option<Stamp>,
-) -> (Option<Stamp>, usize) {
+/// What goes.
+struct Cut {
+    /// Up to where.
+    at: Option<Stamp>,
+    /// How many records.
+    gone: usize,
+    /// Whether a record was met that stays, and with it all that follow.
+    is_decided: bool,
+}
+
+fn cut(records: &[Aged], now_ms: i64, keep_ms: u64, bound: Option<Stamp>) -> Cut {
     let horizon_ms = now_ms.saturating_sub_unsigned(keep_ms);
-    let (mut cut, mut gone) = (None, 0);
+    let mut cut = Cut { at: None, gone: 0, is_decided: false };
     for (place, record) in records.iter().enumerate() {
         if bound.is_some_and(|bound| record.stamp > bound) {
+            cut.is_decided = true;
             break;
         }
         if record.at_ms > now_ms {
             continue;
         }
         if record.at_ms > horizon_ms {
+            cut.is_decided = true;
             break;
         }
-        (cut, gone) = (Some(record.stamp), place + 1);
+        (cut.at, cut.gone) = (Some(record.stamp), place + 1);
     }
-    (cut, gone)
+    cut
 }
 
 impl Chore for FeedTrimmer {
@@ -257,9 +269,9 @@ mod tests {
             .zip(ages_s)
             .map(|(number, age_s)| Aged { stamp: stamp(number), at_ms: now_ms - age_s * 1_000 })
             .collect();
-        let (cut, count) = cut(&records, now_ms, 10_000, bound.map(stamp));
-        assert_eq!(count, gone, "{ages_s:?} up to {bound:?}");
-        assert_eq!(cut, gone.checked_sub(1).map(|last| records[last].stamp));
+        let cut = cut(&records, now_ms, 10_000, bound.map(stamp));
+        assert_eq!(cut.gone, gone, "{ages_s:?} up to {bound:?}");
+        assert_eq!(cut.at, gone.checked_sub(1).map(|last| records[last].stamp));
     }
 
     #[test]

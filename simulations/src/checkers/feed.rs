@@ -109,9 +109,8 @@ impl Feeds {
         let is_ours = key == keys::feed_cursor(tenant, *number, CONSUMER);
         let before = self.cursors.entry(shard.clone()).or_default().insert(key.to_vec(), stamp);
         let Some(before) = before else { return };
-        findings.expect(stamp > before, || {
-            format!("{title}: a cursor went from {before} to {stamp}")
-        });
+        findings
+            .expect(stamp > before, || format!("{title}: a cursor went from {before} to {stamp}"));
         if is_ours {
             self.moves.entry(shard).or_default().push((before, stamp));
         }
@@ -178,9 +177,8 @@ impl Feeds {
             floor(*shard).is_some_and(|floor| event.stamp <= floor)
         };
         let shard = shard.map_or_else(String::new, |shard| format!(", shard {shard}"));
-        let between = || {
-            format!("{tenant}{shard}: after {} up to {}", told(stretch.from), stretch.to)
-        };
+        let between =
+            || format!("{tenant}{shard}: after {} up to {}", told(stretch.from), stretch.to);
         let Some(events) = &stretch.events else {
             // It was told that something is missing.
             findings.expect(due.iter().any(|event| is_trimmed(&event)), || {
@@ -230,4 +228,163 @@ fn title((tenant, shard): &Shard) -> String {
 
 fn told(stamp: Option<Stamp>) -> String {
     stamp.map_or_else(|| "nothing".to_owned(), |stamp| stamp.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use memcube_schemas::{Version, codec::encode};
+
+    use super::*;
+    use crate::checkers::builder::{Scene, said};
+
+    /// Three cubes in as many shards, each with some commits, and what a follower has to be told.
+    struct Told {
+        scene: Scene,
+        events: Vec<(u16, FeedEvent)>,
+    }
+
+    impl Told {
+        fn new() -> Self {
+            let mut scene = Scene::new();
+            for cube in ["ann", "bob", "cy"] {
+                scene.enter("acme", cube);
+                scene.add(0, &format!("mk{cube}"));
+            }
+            let mut feeds = Feeds::default();
+            let mut findings = Findings::of(NAME);
+            for commit in &scene.evidence.commits {
+                feeds.commit(commit, &mut findings);
+            }
+            let events = feeds.between(&scene.cube.0, None, None, end());
+            assert_eq!(events.len(), 6);
+            Self { scene, events }
+        }
+
+        /// The follower is told these in one stretch each.
+        fn stretch(&mut self, from: Option<usize>, to: usize, events: &[usize]) {
+            let stamp = |place: usize| self.events[place].1.stamp;
+            let events = events.iter().map(|place| self.events[*place].1.clone()).collect();
+            let stretch =
+                FeedStretch { from: from.map(stamp), to: stamp(to), events: Some(events) };
+            let tenant = self.scene.cube.0.clone();
+            self.scene.evidence.followed.entry(tenant).or_default().push(stretch);
+        }
+
+        fn shard(&self, place: usize) -> Shard {
+            (self.scene.cube.0.clone(), self.events[place].0)
+        }
+
+        /// A consumer's cursor, or the floor, is set to where an event stands.
+        fn mark(&mut self, consumer: Option<&str>, place: usize) {
+            let (tenant, shard) = self.shard(place);
+            let key = match consumer {
+                Some(name) => keys::feed_cursor(&tenant, shard, name),
+                None => keys::feed_floor(&tenant, shard),
+            };
+            let value = encode(&FeedMark { stamp: self.events[place].1.stamp });
+            let mut mutations = vec![Mutation::Set { key, value }];
+            if consumer.is_none() {
+                let mut range = keys::feed(&tenant, shard);
+                let last = keys::feed_record(&tenant, shard, self.events[place].1.stamp);
+                range.end = range.clone().after(&last).start;
+                mutations.push(Mutation::ClearRange { range });
+            }
+            self.scene.commit(mutations);
+        }
+
+        fn verdict(self) -> Vec<String> {
+            said(&check(&Case::read(&self.scene.finish())))
+        }
+    }
+
+    fn end() -> Stamp {
+        Stamp::end_of(Version(1 << 40))
+    }
+
+    #[track_caller]
+    fn complains(told: Told, words: &str) {
+        let verdict = told.verdict();
+        assert!(verdict.len() == 1 && verdict[0].contains(words), "{words}: {verdict:#?}");
+    }
+
+    #[test]
+    fn followers_that_are_told_everything_pass() {
+        let mut told = Told::new();
+        told.stretch(None, 2, &[0, 1, 2]);
+        told.stretch(Some(2), 3, &[3]);
+        told.stretch(Some(3), 3, &[]);
+        told.stretch(Some(3), 5, &[4, 5]);
+        told.mark(Some("other"), 1);
+        told.mark(None, 0);
+        assert_eq!(told.verdict(), [""; 0]);
+    }
+
+    #[test]
+    fn an_event_that_is_skipped_repeated_or_moved_is_seen() {
+        let mut told = Told::new();
+        told.stretch(None, 3, &[0, 1, 3]);
+        complains(told, "was not told");
+        let mut told = Told::new();
+        told.stretch(None, 1, &[0, 1]);
+        told.stretch(Some(1), 3, &[1, 2, 3]);
+        complains(told, "was not told");
+        let mut told = Told::new();
+        told.stretch(None, 1, &[0, 1, 2]);
+        complains(told, "told out of place");
+        let mut told = Told::new();
+        told.stretch(None, 1, &[0, 1]);
+        told.stretch(Some(2), 3, &[3]);
+        complains(told, "a stretch begins after");
+    }
+
+    #[test]
+    fn what_was_trimmed_may_be_missing_at_the_beginning_only() {
+        let mut told = Told::new();
+        told.mark(None, 0);
+        told.stretch(None, 3, &[1, 2, 3]);
+        assert_eq!(told.verdict(), [""; 0]);
+        let mut told = Told::new();
+        told.mark(None, 1);
+        told.stretch(None, 0, &[0]);
+        told.stretch(Some(0), 3, &[2, 3]);
+        complains(told, "was not told");
+    }
+
+    #[test]
+    fn a_trim_past_a_consumer_and_a_floor_that_goes_back_are_seen() {
+        let mut told = Told::new();
+        told.mark(Some("other"), 0);
+        told.mark(None, 1);
+        complains(told, "but a consumer is at");
+        let mut told = Told::new();
+        told.mark(None, 1);
+        told.mark(None, 0);
+        let verdict = told.verdict();
+        assert!(verdict[0].contains("the floor went back"), "{verdict:#?}");
+    }
+
+    #[test]
+    fn a_cursor_that_goes_back_or_moves_without_a_word_is_seen() {
+        let mut told = Told::new();
+        told.mark(Some("other"), 1);
+        told.mark(Some("other"), 0);
+        complains(told, "a cursor went from");
+        let mut told = Told::new();
+        told.mark(Some(CONSUMER), 0);
+        told.mark(Some(CONSUMER), 1);
+        complains(told, "not as it was told");
+    }
+
+    #[test]
+    fn a_row_that_is_gone_or_kept_without_reason_is_seen() {
+        let mut told = Told::new();
+        let (tenant, shard) = told.shard(0);
+        let key = keys::feed_record(&tenant, shard, told.events[0].1.stamp);
+        let row = told.scene.evidence.rows.remove(&key).expect("there");
+        complains(told, "is gone from above");
+        let mut told = Told::new();
+        told.mark(None, 0);
+        told.scene.evidence.rows.insert(key, row);
+        complains(told, "is kept below");
+    }
 }

@@ -197,7 +197,7 @@ impl Client {
                 Judged::NoEffect
             }
             // No fault that is injected here damages anything, and a defect is never an answer.
-            ErrorKind::Corrupt | ErrorKind::Internal => {
+            ErrorKind::Corrupt | ErrorKind::Internal | ErrorKind::Gone => {
                 self.world.accuse(Violation::new("errors", error.to_string()));
                 Judged::InDoubt
             }

@@ -62,8 +62,7 @@ impl Inner {
             let name = format!("what the consumer `{CONSUMER}` has to do");
             (timeout(CATCH_UP, self.consume(0, Some(end))).await.is_ok(), name)
         };
-        let (mut told, consumed) =
-            tokio::join!(futures_util::future::join_all(streams), consumer);
+        let (mut told, consumed) = tokio::join!(futures_util::future::join_all(streams), consumer);
         told.push(consumed);
         for (_, name) in told.iter().filter(|(is_done, _)| !is_done) {
             let what = format!("{name} was not told to its end within {CATCH_UP:?} of the heal");
@@ -80,8 +79,7 @@ impl Inner {
     async fn follow(self: &Arc<Self>, tenant: TenantId, number: u32, until: Option<Stamp>) {
         let dice = self.dice.fork("follower", u64::from(number));
         let context = TenantContext::authenticated(tenant.clone(), "follower");
-        loop {
-            let occasion = self.next_following();
+        for occasion in occasions(until) {
             if let Some((node, running)) = self.reach_node(number, dice, occasion).await {
                 let draw = |what: &str, bound: u64| dice.below(what, occasion, bound);
                 let page_records = 1 + usize::try_from(draw("page", 12)).unwrap_or(1);
@@ -92,8 +90,14 @@ impl Inner {
                     timeout(PATIENCE, running.cubes.feed().subscribe(&context, request)).await;
                 match opened {
                     Ok(Ok(stream)) => {
-                        let connection =
-                            Connection { inner: self, tenant: &tenant, number, node, dice, occasion };
+                        let connection = Connection {
+                            inner: self,
+                            tenant: &tenant,
+                            number,
+                            node,
+                            dice,
+                            occasion,
+                        };
                         if let Ended::Done = connection.listen(stream, &running, until).await {
                             return;
                         }
@@ -137,21 +141,29 @@ impl Inner {
     async fn consume(self: &Arc<Self>, number: u32, until: Option<Stamp>) {
         let client = 1_000 + number;
         let dice = self.dice.fork("consumer", u64::from(number));
-        let shards = |tenant: TenantId| (0..keys::FEED_SHARDS).map(move |shard| (tenant.clone(), shard));
+        let shards =
+            |tenant: TenantId| (0..keys::FEED_SHARDS).map(move |shard| (tenant.clone(), shard));
         let rings: BTreeSet<u16> = self
             .tenants()
             .into_iter()
             .flat_map(shards)
             .map(|(tenant, shard)| keys::feed_ring(&tenant, shard))
             .collect();
-        loop {
-            let occasion = self.next_following();
+        for occasion in occasions(until) {
             if let Some((_, running)) = self.reach_node(client, dice, occasion).await {
                 let follower = Follower::new(running.cubes.feed().reader().clone(), CONSUMER);
-                let work = self.work_off(&follower, &rings, dice, occasion);
+                let work = async {
+                    let is_last = until.is_some();
+                    let news = find_news(&follower, &rings, is_last, dice, occasion).await?;
+                    for (told, place) in news.iter().zip(0..) {
+                        let dice = dice.fork("shard", occasion << 8 | place);
+                        self.work_off(&follower, told, dice).await?;
+                    }
+                    Ok(is_last && news.is_empty())
+                };
                 match timeout(PATIENCE, work).await {
-                    Ok(Ok(0)) if until.is_some() => return,
-                    Ok(Ok(_)) | Err(_) => {}
+                    Ok(Ok(true)) => return,
+                    Ok(Ok(false)) | Err(_) => {}
                     Ok(Err(error)) => self.judge_consumer(&error),
                 }
             }
@@ -159,30 +171,7 @@ impl Inner {
         }
     }
 
-    /// Works off what there is, or waits for something; tells how many shards had news.
-    async fn work_off(
-        &self,
-        follower: &Follower,
-        rings: &BTreeSet<u16>,
-        dice: Dice,
-        occasion: u64,
-    ) -> Result<usize, Error> {
-        let mut watch = follower.watch(rings.iter().copied());
-        let wait = Duration::from_millis(100 + dice.below("wait", occasion, 4_000));
-        let Ok(news) = timeout(wait, watch.next()).await else { return Ok(0) };
-        let news = news?;
-        for (told, place) in news.iter().zip(0..) {
-            self.work_off_shard(follower, told, dice.fork("shard", occasion << 8 | place)).await?;
-        }
-        Ok(news.len())
-    }
-
-    async fn work_off_shard(
-        &self,
-        follower: &Follower,
-        news: &News,
-        dice: Dice,
-    ) -> Result<(), Error> {
+    async fn work_off(&self, follower: &Follower, news: &News, dice: Dice) -> Result<(), Error> {
         let mut place = follower.place(news).await?;
         let did = |from: Stamp, to: Stamp, events| {
             let stretch = FeedStretch { from: Some(from), to, events };
@@ -251,6 +240,31 @@ impl Inner {
         };
         sleep(Duration::from_millis(10 + dice.below("away", occasion, bound))).await;
     }
+}
+
+/// Numbers for the connections of one follower, others after the heal than before.
+fn occasions(until: Option<Stamp>) -> std::ops::RangeFrom<u64> {
+    if until.is_some() { 1 << 20.. } else { 0.. }
+}
+
+/// What there is to do now; unless this is the last look, waits a while for something.
+async fn find_news(
+    follower: &Follower,
+    rings: &BTreeSet<u16>,
+    is_last: bool,
+    dice: Dice,
+    occasion: u64,
+) -> Result<Vec<News>, Error> {
+    if is_last {
+        let mut news = Vec::new();
+        for ring in rings {
+            news.extend(follower.news(*ring).await?);
+        }
+        return Ok(news);
+    }
+    let mut watch = follower.watch(rings.iter().copied());
+    let wait = Duration::from_millis(500 + dice.below("wait", occasion, 4_000));
+    timeout(wait, watch.next()).await.unwrap_or_else(|_| Ok(Vec::new()))
 }
 
 /// One connection of a follower.
