@@ -7,7 +7,7 @@
 #   PROFILE            cargo profile of `make run`              (release)
 #   SIM_SECONDS        how long the swarm of `make sim` searches        (120)
 #   FEATURES           more features to build and test, as in `make test FEATURES=full`   (none)
-#   FDB_CLUSTER_FILE   the cluster that `make conformance-fdb` asks
+#   FDB_CLUSTER_FILE   the cluster of `make conformance-fdb`    (none: the test double)
 #   CARGO_TARGET_DIR   where cargo builds                       (target)
 
 .DEFAULT_GOAL := help
@@ -44,7 +44,7 @@ sim: MEMCUBE_FEATURES = $(FEATURES) fdb
 SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --features fdb \
 	--bin memcube-sim --
 
-.PHONY: help run test sim lint bench model setup doc openapi conformance-fdb clean
+.PHONY: help run test sim conformance-fdb lint bench model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
@@ -72,6 +72,13 @@ sim: setup ## Simulates: same seed same trace, old failures, planted bugs, then 
 	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --features fdb \
 		--example agent_under_faults -- 20
 	$(SIM) swarm --seconds $(SIM_SECONDS) --all-points
+
+# With FDB_CLUSTER_FILE it uses that cluster, through the client library that is installed, and
+# removes again what it wrote.
+conformance-fdb: MEMCUBE_FEATURES = fdb
+conformance-fdb: setup ## Tests the FoundationDB backend, on a real cluster if one is named
+	FDB_CLUSTER_FILE='$(FDB_CLUSTER_FILE)' $(CARGO) test $(LOCKED) --no-default-features --features fdb \
+		--test it foundationdb
 
 # Two feature sets, no more: a third would compile the heavy crates a third time. The two lower
 # crates are checked by themselves, because in the workspace others switch features on for them.
@@ -106,13 +113,6 @@ openapi: setup ## Writes docs/openapi.json from the code
 	@mkdir -p docs
 	$(CARGO) run $(LOCKED) --bin memcube -- openapi > docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
-
-conformance-fdb: MEMCUBE_FEATURES = fdb
-conformance-fdb: setup ## Runs the suite of state stores against the cluster of FDB_CLUSTER_FILE
-	@test -n '$(FDB_CLUSTER_FILE)' || { echo 'error: name the cluster, as in \
-	`make conformance-fdb FDB_CLUSTER_FILE=/etc/foundationdb/fdb.cluster`' >&2; exit 2; }
-	MEMCUBE_TEST_FDB_CLUSTER_FILE='$(FDB_CLUSTER_FILE)' $(CARGO) test $(LOCKED) \
-		--no-default-features --features fdb --test it foundationdb:: -- --nocapture
 
 clean: ## Removes what was built; memories and the model stay
 	$(CARGO) clean

@@ -31,15 +31,20 @@ pub enum Defect {
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,
+    /// A search over several cubes shows what a table names without a look at its row.
+    UncheckedCandidate,
     /// A page of the event feed goes on after the widest of its cuts.
     SkippedEvent,
     /// The event feed is trimmed without a look at its consumers.
     TrimPastConsumer,
+    /// The FoundationDB backend looks at a commit's token only if the attempt just before may have
+    /// committed: what happened further back is forgotten.
+    TrustMaybeCommitted,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -52,6 +57,8 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::TrustMaybeCommitted,
+        Self::UncheckedCandidate,
         Self::SkippedEvent,
         Self::TrimPastConsumer,
     ];

@@ -2,9 +2,14 @@
 
 use std::{fmt, io::Read, thread, time::Duration};
 
-use memcube_schemas::api::v1::{
-    AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, CubeBody, HealthResponse,
-    ListCubesResponse, ListMemoriesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
+use memcube_schemas::{
+    NodeId,
+    api::v1::{
+        AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
+        HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
+        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse, TenantSearchBody,
+        TenantSearchResponse, VectorsResponse,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
@@ -180,6 +185,17 @@ impl Client {
         self.call(&Call::new(Method::POST, &format!("/v1/cubes/{}/release", encoded(cube))))
     }
 
+    /// All nodes of the installation.
+    pub(crate) fn nodes(&self) -> Result<ListNodesResponse> {
+        self.get("/v1/nodes")
+    }
+
+    /// Moves a cube to another node.
+    pub(crate) fn hand_over(&self, cube: &str, to: &NodeId) -> Result<HandOverResponse> {
+        let path = format!("/v1/cubes/{}/hand-over", encoded(cube));
+        self.post(&path, &HandOverRequest { node: to.clone() }, None)
+    }
+
     /// Remembers. With the key, a retry has no second effect.
     pub(crate) fn add(
         &self,
@@ -208,6 +224,47 @@ impl Client {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
     }
 
+    /// Takes a backup. The answer is a stream, which takes as long as the backup does.
+    pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl Read + use<>> {
+        let body = serde_json::to_vec(request)
+            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(CONNECT_SECONDS_MAX)))
+            .timeout_recv_response(Some(Duration::from_secs(CALL_SECONDS_MAX)));
+        if is_loopback(&self.address) {
+            config = config.proxy(None);
+        }
+        let agent = Agent::new_with_config(config.build());
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/v1/backups", self.address))
+            .header("authorization", &self.authorization)
+            .header("content-type", "application/json");
+        let request = request.body(body).map_err(|error| self.unreachable(error.to_string()))?;
+        let mut response =
+            agent.run(request).map_err(|error| self.unreachable(error.to_string()))?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_with_config().limit(u64::MAX).reader());
+        }
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let answer = body.map_err(|error| self.unreachable(error.to_string()))?;
+        Err(self.refusal(status, &answer))
+    }
+
+    pub(crate) fn search_all(&self, request: &TenantSearchBody) -> Result<TenantSearchResponse> {
+        self.post("/v1/search", request, None)
+    }
+
+    pub(crate) fn vectors(&self) -> Result<VectorsResponse> {
+        self.get("/v1/vectors")
+    }
+
+    pub(crate) fn rebuild_vectors(&self) -> Result<VectorsResponse> {
+        self.post("/v1/vectors/rebuild", &(), None)
+    }
+
     /// Opens a stream of events. It ends with an error when nothing was heard for long, not even a
     /// sign of life.
     pub(crate) fn stream(&self, path: &str, cursor: Option<&str>) -> Result<impl Read + use<>> {
@@ -229,7 +286,7 @@ impl Client {
             return Ok(response.into_body().into_reader());
         }
         let answer = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
-        Err(self.refused(status, &answer.map_err(failed)?))
+        Err(self.refusal(status, &answer.map_err(failed)?))
     }
 
     pub(super) fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
@@ -271,11 +328,11 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok((status, answer));
         }
-        Err(self.refused(status, &answer))
+        Err(self.refusal(status, &answer))
     }
 
     /// What an answer says that is no success.
-    fn refused(&self, status: u16, answer: &[u8]) -> ClientError {
+    fn refusal(&self, status: u16, answer: &[u8]) -> ClientError {
         match serde_json::from_slice(answer) {
             Ok(problem) => ClientError::Problem(Box::new(problem)),
             Err(_) => self.strange(status, answer),

@@ -125,7 +125,7 @@ fn listen(stream: impl Read, cursor: &mut Option<String>) -> Result<()> {
 }
 
 fn is_event(kind: &str) -> bool {
-    [EventKind::Made, EventKind::Changed, EventKind::Erased]
+    [EventKind::Made, EventKind::Changed, EventKind::Erased, EventKind::Restored]
         .iter()
         .any(|known| known.as_str() == kind)
 }

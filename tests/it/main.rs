@@ -1,11 +1,17 @@
 //! Black-box tests of running nodes, in one binary.
 
+mod backup;
+mod cluster;
 mod crash;
 mod embedded_store;
 mod faults;
+#[cfg(feature = "fdb")]
+mod foundationdb;
 mod http;
 mod memos;
 mod model;
 mod process;
 mod support;
 mod tidy;
+#[cfg(feature = "lance")]
+mod vectors;

@@ -163,6 +163,37 @@ fn nothing_is_left_over() {
     report(found);
 }
 
+/// Files and folders with unsafe code. Whoever reviews it looks here first.
+const UNSAFE: [&str; 8] = [
+    "actors/src/cube/recall/simd.rs",
+    "simulations/fdb_c/src/api/",
+    "simulations/interpose/",
+    "simulations/src/storage/foundationdb.rs",
+    "src/inference/candle/simd.rs",
+    "src/inference/candle/vector.rs",
+    "src/storage/foundationdb/client.rs",
+    "tests/it/foundationdb/mod.rs",
+];
+
+#[test]
+fn unsafe_code_is_where_it_is_known() {
+    let mut found = Vec::new();
+    for file in rust_files() {
+        if UNSAFE.iter().any(|known| file.path.starts_with(known)) {
+            continue;
+        }
+        for at in words(&file.code, "unsafe") {
+            found.push(format!(
+                "{}:{}: unsafe code: do without, or name the file in `tests/it/tidy.rs` and say \
+                 there why",
+                file.path,
+                file.line_of(&file.code, at)
+            ));
+        }
+    }
+    report(found);
+}
+
 #[test]
 fn actors_say_what_they_do() {
     let mut found = Vec::new();
@@ -236,6 +267,23 @@ fn files_are_small() {
                 "{path}:1: {bytes} bytes, {FILE_BYTES_MAX} are allowed in git: make it smaller, \
                  or fetch it when it is needed, as `deploy/fetch-model.sh` does"
             ));
+        }
+    }
+    report(found);
+}
+
+/// What people copy has to work.
+#[test]
+fn example_settings_are_valid() {
+    let mut found = Vec::new();
+    let is_settings =
+        |path: &&String| path.starts_with("deploy/config/") && path.ends_with(".toml");
+    let files = files();
+    let examples: Vec<&String> = files.iter().filter(is_settings).collect();
+    assert!(!examples.is_empty(), "`deploy/config` has no settings");
+    for path in examples {
+        if let Err(error) = memcube::Settings::load(Some(&root().join(path))) {
+            found.push(format!("{path}:1: {error}"));
         }
     }
     report(found);

@@ -14,7 +14,7 @@ use memcube_schemas::{
     keys,
     limits::{
         CUBE_CALL_MS_MAX, EMBED_CHUNK_TEXTS, ITEM_TEXT_BYTES_MAX, MEMORIES_PER_ADD_MAX,
-        PAGE_ITEMS_MAX, QUERY_BYTES_MAX, TOP_K_MAX,
+        PAGE_ITEMS_MAX,
     },
     memory::{MemoryItem, MemoryRevision},
 };
@@ -23,8 +23,8 @@ use super::{
     CubeKey, parts,
     recall::{RecallRequest, SearchRequest, embedding_text},
     requests::{
-        AddOutcome, AddRequest, DeleteRequest, UpdateRequest, check_add, check_info, check_tags,
-        estimate_tokens, fact_draft,
+        AddOutcome, AddRequest, DeleteRequest, UpdateRequest, check_add, check_info, check_search,
+        check_tags, estimate_tokens, fact_draft,
     },
     seconds,
     state::text_hash,
@@ -163,18 +163,7 @@ impl CubeHandle {
     /// # Errors
     /// `Invalid` for an empty or oversized query, `NotFound`, `Overloaded`, `Unavailable`.
     pub async fn search(&self, request: SearchRequest) -> Result<SearchOutcome> {
-        if request.query.trim().is_empty() {
-            return Err(Error::invalid("`query` is empty; ask for something"));
-        }
-        if request.query.len() > QUERY_BYTES_MAX {
-            return Err(Error::invalid(format!(
-                "`query` has {} bytes, the limit is {QUERY_BYTES_MAX}",
-                request.query.len()
-            )));
-        }
-        if request.top_k == 0 || request.top_k > TOP_K_MAX {
-            return Err(Error::invalid(format!("`top_k` must be between 1 and {TOP_K_MAX}")));
-        }
+        check_search(&request)?;
         self.in_time(self.cubes.find(&self.key)).await?;
         let vector = match self.cubes.embedder() {
             Some(embedder) => {
@@ -336,6 +325,10 @@ impl CubeHandle {
             // A cube that cannot be read, or is in quarantine, can still be deleted.
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 self.cubes.erase_unread(&self.key).await
+            }
+            // So can one of which a restore that broke off has left some rows.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.cubes.discard_restore(&self.key).await? { Ok(()) } else { Err(error) }
             }
             Err(error) => Err(error),
         }

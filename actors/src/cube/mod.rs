@@ -35,9 +35,10 @@ pub use self::{
 };
 pub(crate) use self::{
     hydrate::Hydrator,
-    journal::{commit, made},
+    journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
-    state::{CubeKey, CubeState, text_hash},
+    requests::check_search,
+    state::{Claim, CubeKey, CubeState, text_hash},
 };
 use crate::{
     environment::{Environment, MemoryIds},

@@ -66,6 +66,7 @@ impl World {
             node,
             passivate_after_ms: 60_000,
             hot_cubes_max: 100,
+            vectors: None,
             cluster: is_cluster.then_some(ClusterParts { transport, settings }),
         };
         self.nodes.push(Cubes::start(parts).await.expect("started"));
@@ -157,6 +158,7 @@ fn told(events: &[FeedEvent]) -> Vec<String> {
             format!("{cube} {version}: {}", items.join(", "))
         }
         FeedChange::CubeErased => format!("{cube} erased"),
+        FeedChange::CubeRestored => format!("{cube} restored"),
     };
     events.iter().map(|event| tell(&event.record)).collect()
 }

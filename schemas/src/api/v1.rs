@@ -28,6 +28,11 @@ macro_rules! body {
     };
 }
 
+// Below the macro, which it uses.
+mod nodes;
+
+pub use nodes::{HandOverRequest, HandOverResponse, ListNodesResponse, NodeBody, NodeCondition};
+
 body! {
     /// Makes a cube.
     request CreateCubeRequest {
@@ -41,6 +46,16 @@ body! {
         #[serde(default)]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
         owner: Option<UserId>,
+    }
+}
+
+body! {
+    /// Takes a backup, which the answer streams.
+    request BackupBody {
+        /// Only these cubes; all of the caller's, and its API keys, if left out.
+        #[serde(default)]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+        cubes: Option<Vec<CubeId>>,
     }
 }
 
@@ -404,6 +419,8 @@ pub enum EventKind {
     Changed,
     /// A cube was deleted with everything in it.
     Erased,
+    /// The cube came whole out of a backup: list its memories.
+    Restored,
 }
 
 impl EventKind {
@@ -414,6 +431,7 @@ impl EventKind {
             Self::Made => "made",
             Self::Changed => "changed",
             Self::Erased => "erased",
+            Self::Restored => "restored",
         }
     }
 }
@@ -493,6 +511,80 @@ body! {
 }
 
 body! {
+    /// Asks many cubes.
+    request TenantSearchBody {
+        /// The question.
+        query: String,
+        /// Hits at the most, over all cubes; 10 if left out.
+        #[serde(default)]
+        top_k: Option<usize>,
+        /// Word pieces that all hits together may have.
+        #[serde(default)]
+        token_budget: Option<u32>,
+        /// Hits below this relativity, from 0 to 1, are left out.
+        #[serde(default)]
+        relativity_min: Option<f32>,
+        /// Which memories count.
+        #[serde(default)]
+        filter: Option<SearchFilterBody>,
+        /// Which cubes to ask; all of the tenant's if left out.
+        #[serde(default)]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+        cubes: Option<Vec<CubeId>>,
+    }
+}
+
+body! {
+    /// One memory that was found, and where.
+    response CubeHitBody {
+        /// The cube that holds it.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        cube: CubeId,
+        /// The memory.
+        memory: MemoryBody,
+        /// How well it fits, from 0 to 1.
+        relativity: f32,
+        /// Why it was found. Across cubes there are no z-scores, and no neighbours lend words.
+        scores: ScoresBody,
+    }
+}
+
+body! {
+    /// What was found in many cubes.
+    response TenantSearchResponse {
+        /// Best first.
+        hits: Vec<CubeHitBody>,
+        /// Word pieces of all hits together.
+        tokens: u32,
+        /// Memories that were read one by one because the vector tier had not seen their last
+        /// change yet.
+        unindexed: usize,
+    }
+}
+
+body! {
+    /// One part of a tenant's cubes in the vector tier of a node.
+    response VectorShardBody {
+        /// Which part.
+        shard: u16,
+        /// Whether searches are answered from it.
+        ready: bool,
+        /// Commits that it has not seen yet, as far as they were counted.
+        behind: usize,
+    }
+}
+
+body! {
+    /// How far the vector tier of a node is with a tenant's cubes.
+    response VectorsResponse {
+        /// `none`, `in-ram` or `lance`.
+        kind: String,
+        /// Its parts; empty without a tier.
+        shards: Vec<VectorShardBody>,
+    }
+}
+
+body! {
     /// An error (RFC 9457, `application/problem+json`).
     response Problem {
         /// Names the kind of error: `about:blank#` and the code.
@@ -537,5 +629,7 @@ body! {
         cubes: bool,
         /// The embedding model is loaded, or none is configured.
         embedder: bool,
+        /// The node stands among the others, or is alone with its store.
+        cluster: bool,
     }
 }

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use memcube_actors::storage::{Check, Mutation, counter_after_add, versionstamped_key};
+use memcube_actors::storage::{Check, Mutation, counter_after_add};
 use memcube_schemas::{
     CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
     codec::{DecodeError, decode},
@@ -180,7 +180,8 @@ impl<'a> Case<'a> {
             | RowKey::FeedMark { .. }
             | RowKey::Blob { .. }
             | RowKey::BlobReference { .. }
-            | RowKey::Tail { .. } => {}
+            | RowKey::Tail { .. }
+            | RowKey::Restoring { .. } => {}
             RowKey::Unknown => self.oddities.push("a row has a key of no known kind".to_owned()),
             RowKey::Manifest { tenant, cube } => {
                 self.cube(tenant, cube).manifest = Some(decode(value)?);
@@ -232,18 +233,19 @@ impl<'a> Replay<'a> {
     fn commit(&mut self, record: &'a CommitRecord) -> ReadCommit<'a> {
         let mut effects = Vec::new();
         for (position, mutation) in record.mutations.iter().enumerate() {
-            self.mutate(record.version, position, mutation, &mut effects);
+            self.mutate(record, position, mutation, &mut effects);
         }
         ReadCommit { record, effects }
     }
 
     fn mutate(
         &mut self,
-        version: Version,
+        commit: &CommitRecord,
         position: usize,
         mutation: &'a Mutation,
         effects: &mut Vec<Effect>,
     ) {
+        let version = commit.version;
         match mutation {
             Mutation::Set { key, value } => {
                 self.rows.insert(Cow::Borrowed(key), (version, Cow::Borrowed(value)));
@@ -263,7 +265,7 @@ impl<'a> Replay<'a> {
                 self.rows.insert(Cow::Borrowed(key), (version, Cow::Owned(after)));
             }
             Mutation::SetVersionstamped { prefix, value } => {
-                let key = versionstamped_key(prefix, version, position);
+                let key = commit.stamped_key(prefix, position);
                 self.rows.insert(Cow::Owned(key), (version, Cow::Borrowed(value)));
                 let Some((tenant, shard)) = feed_prefix(prefix) else {
                     let what = format!("commit {version}: a stamped key outside of any feed");
@@ -338,7 +340,8 @@ fn written(key: RowKey, value: &[u8]) -> Result<Option<Effect>, DecodeError> {
         }
         RowKey::Vector { tenant, cube, .. }
         | RowKey::Request { tenant, cube, .. }
-        | RowKey::Tail { tenant, cube, .. } => ((tenant, cube), Change::Other),
+        | RowKey::Tail { tenant, cube, .. }
+        | RowKey::Restoring { tenant, cube } => ((tenant, cube), Change::Other),
         // A feed row is written under a versionstamp; the agreement checker sees one that was not.
         RowKey::Node
         | RowKey::ApiKey
@@ -363,7 +366,8 @@ fn removed(key: RowKey, was_there: bool) -> Option<Effect> {
         }
         RowKey::Vector { tenant, cube, .. }
         | RowKey::Request { tenant, cube, .. }
-        | RowKey::Tail { tenant, cube, .. } => ((tenant, cube), Change::Other),
+        | RowKey::Tail { tenant, cube, .. }
+        | RowKey::Restoring { tenant, cube } => ((tenant, cube), Change::Other),
         RowKey::Node
         | RowKey::ApiKey
         | RowKey::News

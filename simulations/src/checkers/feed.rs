@@ -9,10 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use memcube_actors::{
-    feed::FeedEvent,
-    storage::{Mutation, versionstamped_key},
-};
+use memcube_actors::{feed::FeedEvent, storage::Mutation};
 use memcube_schemas::{
     Stamp, TenantId,
     codec::decode,
@@ -66,7 +63,7 @@ impl Feeds {
         for (position, mutation) in commit.mutations.iter().enumerate() {
             match mutation {
                 Mutation::SetVersionstamped { prefix, value } => {
-                    let key = versionstamped_key(prefix, commit.version, position);
+                    let key = commit.stamped_key(prefix, position);
                     let told = feed_prefix(prefix).zip(keys::feed_stamp(&key));
                     // What cannot be read is an oddity, which another checker tells of.
                     if let (Some(((tenant, shard), stamp)), Ok(record)) = (told, decode(value)) {

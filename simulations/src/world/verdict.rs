@@ -38,11 +38,12 @@ impl Inner {
         self.finish_following().await;
         self.come_to_rest().await;
         let served = self.serve_all().await;
+        let rows = self.store.rows().await;
         Evidence {
             history: std::mem::take(&mut *self.history()),
             commits: self.store.commits(),
             lives: std::mem::take(&mut *self.lives.lock().expect("invariant: no panic meanwhile")),
-            rows: self.store.rows(),
+            rows,
             served,
             queues: std::mem::take(
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
@@ -101,7 +102,7 @@ impl Inner {
     /// up.
     async fn settle(&self) {
         for _ in 0..SETTLE_STEPS_MAX {
-            if self.store.zombies() == 0 {
+            if self.store.late_commits() == 0 {
                 break;
             }
             sleep(SETTLE_STEP).await;

@@ -7,3 +7,4 @@ mod events;
 mod memories;
 mod node;
 mod search;
+pub(crate) mod vectors;
