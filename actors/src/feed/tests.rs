@@ -499,6 +499,25 @@ async fn of_two_that_work_on_a_shard_one_moves_the_cursor() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_was_overtaken_before_a_trim_is_told_so() {
+    let world = World::of(1).await;
+    add(&world.cube("ann").await, "hello").await;
+    let follower = Follower::new(world.reader(), "index");
+    let news = all_news(&follower).await.remove(0);
+    let slow = follower.place(&news).await.expect("joined");
+    let quick = follower.page(&slow, 1).await.expect("read");
+    let slow = follower.advance(slow, quick.cursor).await.expect("alone");
+    assert_eq!(work_off(&follower, 9).await.len(), 1);
+    world.keep_house(5_000).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(told(&world.kept().await), [""; 0]);
+    let error = follower.page(&slow, 9).await.expect_err("its place was trimmed");
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    let place = follower.place(&news).await.expect("known");
+    assert!(!place.missed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_trimmed_that_a_consumer_has_not_done() {
     let world = World::of(1).await;
     let ann = world.cube("ann").await;

@@ -199,7 +199,7 @@ impl Client {
                 Judged::NoEffect
             }
             // No fault that is injected here damages anything, and a defect is never an answer.
-            ErrorKind::Corrupt | ErrorKind::Internal | ErrorKind::Gone => {
+            ErrorKind::Corrupt | ErrorKind::Internal => {
                 self.world.accuse(Violation::new("errors", error.to_string()));
                 Judged::InDoubt
             }
