@@ -43,8 +43,8 @@ pub enum Defect {
 }
 
 impl Defect {
-    /// Those that the simulations are known to find.
-    pub const ALL: [Self; 12] = [
+    /// All of them.
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -57,5 +57,9 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::TrustMaybeCommitted,
+        Self::UncheckedCandidate,
+        Self::SkippedEvent,
+        Self::TrimPastConsumer,
     ];
 }

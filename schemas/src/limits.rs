@@ -182,7 +182,7 @@ pub const FEED_STREAMS_PER_TENANT_MAX: usize = 1_024;
 /// resumes by its cursor.
 pub const FEED_STREAM_BATCHES_MAX: usize = 64;
 /// Records of a feed that one commit trims.
-pub const FEED_TRIM_RECORDS_MAX: usize = 1_000;
+pub const FEED_TRIM_RECORDS_MAX: usize = 500;
 /// Milliseconds that records of an event feed are kept when the settings name no number: a week.
 pub const FEED_KEPT_MS: u64 = 7 * 24 * 3_600_000;
 /// Milliseconds for which the row of a node that is dead or has left is kept: a day.

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use memcube_actors::storage::{Check, CommitToken, Mutation, versionstamped_key};
-use memcube_schemas::{CubeId, Incarnation, NodeId, TenantId, Version};
+use memcube_actors::{
+    feed::FeedEvent,
+    storage::{Check, CommitToken, Mutation, versionstamped_key},
+};
+use memcube_schemas::{CubeId, Incarnation, NodeId, Stamp, TenantId, Version};
 use serde::Serialize;
 
 use crate::history::History;
@@ -110,6 +113,21 @@ pub struct Evidence {
     pub queues: Vec<QueueSample>,
     /// Probes after the heal.
     pub probes: Vec<Probe>,
+    /// What the stream of each tenant's feed told, over all its connections.
+    pub followed: BTreeMap<TenantId, Vec<FeedStretch>>,
+    /// What the world's consumers acted on, by tenant and shard.
+    pub consumed: BTreeMap<(TenantId, u16), Vec<FeedStretch>>,
+}
+
+/// A part of a feed, as somebody was told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedStretch {
+    /// After which place; `None` for the oldest record that is kept.
+    pub from: Option<Stamp>,
+    /// Up to which place.
+    pub to: Stamp,
+    /// What happened in between, in order; `None` where it was said to be trimmed.
+    pub events: Option<Vec<FeedEvent>>,
 }
 
 /// Something that must never happen, and did.

@@ -9,7 +9,8 @@
 //! removes a pointer when it has trimmed the last record of its shard and every consumer is past
 //! it; so the pointers are as many as the shards that changed within the time that records are
 //! kept. (A pointer for each consumer would make every commit write one row a consumer, and know
-//! them.)
+//! them.) A consumer that never joined a shard does not hear of a pointer that is gone; it begins
+//! with the cubes' rows anyway, as whoever derives something from them does.
 //!
 //! *Who works?* Anybody may, and placement says who should ([`View::keeps`]). Two that work on the
 //! same shard both act, and one of them moves the cursor: moving it checks its row. So what a
@@ -23,7 +24,7 @@
 //!
 //! [`View::keeps`]: crate::cluster::View::keeps
 
-use std::{ops::Range, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, select_all};
 use memcube_schemas::{
@@ -179,10 +180,30 @@ impl Follower {
     /// What comes after a place.
     ///
     /// # Errors
-    /// As [`FeedReader::shard_page`]; `Gone` for a place that has missed something.
+    /// As [`FeedReader::shard_page`]; `Gone` for a place that has missed something, `Conflict` for
+    /// one that somebody else has left behind so far that it was trimmed: ask for the place again.
     pub async fn page(&self, place: &Place, limit: usize) -> Result<FeedPage> {
         let after = (place.missed || place.cursor > Stamp::default()).then_some(place.cursor);
-        self.reader.shard_page(&place.tenant, place.shard, after, limit).await
+        match self.reader.shard_page(&place.tenant, place.shard, after, limit).await {
+            Err(error) if error.kind() == ErrorKind::Gone && self.is_left(place).await? => {
+                Err(self.overtaken())
+            }
+            page => page,
+        }
+    }
+
+    /// Whether the cursor is not where this place says any more.
+    async fn is_left(&self, place: &Place) -> Result<bool> {
+        let key = keys::feed_cursor(&place.tenant, place.shard, &self.consumer);
+        let output = self.reader.store().read(vec![RangeRead::key(key)]).await?;
+        let row = output.pages.first().and_then(|page| page.entries.first());
+        Ok(row.map(|row| row.version) != Some(place.row))
+    }
+
+    fn overtaken(&self) -> Error {
+        let message =
+            format!("another `{}` has worked on this shard; ask for its place", self.consumer);
+        Error::new(ErrorKind::Conflict, message)
     }
 
     /// Moves on: everything up to the cursor of the page that was read is done. What had been
@@ -201,10 +222,7 @@ impl Follower {
         let (store, environment) = (self.reader.store(), self.reader.environment());
         match commit(store, environment, checks, vec![set(key, to)]).await {
             Ok(row) => Ok(Place { cursor: to, row, missed: false, ..place }),
-            Err(StoreError::Conflict { .. }) => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("another `{}` has worked on this shard; ask for its place", self.consumer),
-            )),
+            Err(StoreError::Conflict { .. }) => Err(self.overtaken()),
             Err(error) => Err(error.into()),
         }
     }
@@ -224,8 +242,8 @@ impl Follower {
 
     /// Waits for news on some of the rings.
     #[must_use]
-    pub fn watch(&self, rings: Range<u16>) -> Watch {
-        let rings = rings.map(|ring| Ring { ring, seen: None, is_due: true }).collect();
+    pub fn watch(&self, rings: impl IntoIterator<Item = u16>) -> Watch {
+        let rings = rings.into_iter().map(|ring| Ring { ring, seen: None, is_due: true }).collect();
         Watch { follower: self.clone(), rings }
     }
 }

@@ -175,6 +175,12 @@ pub(super) fn stopped() -> Error {
     Error::unavailable("this node is stopping; resume from the last cursor")
 }
 
+fn too_slow() -> Error {
+    let message = "the reader of this stream is too slow, so it was cut off; resume from the last \
+                   cursor";
+    Error::new(ErrorKind::Overloaded, message).retry_after_ms(1_000)
+}
+
 pub(crate) struct EventFeed;
 
 impl EventFeed {
@@ -367,7 +373,9 @@ impl Feeding {
                     self.read(myself, tenant);
                 }
             }
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) =>
+            {
                 tracing::debug!(%tenant, %error, "a feed could not be read, tried again soon");
                 let tenant = tenant.clone();
                 myself.send_after(RETRY_PAUSE, || FeedMessage::News { tenant });
@@ -436,8 +444,7 @@ impl Hub {
                 Err(mpsc::error::TrySendError::Closed(_)) => {}
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     metrics::counter!(names::FEED_STREAMS_CUT_OFF_TOTAL).increment(1);
-                    let error = Error::overloaded("the buffer of this stream", 1_000);
-                    let _ = subscriber.end.send(error);
+                    let _ = subscriber.end.send(too_slow());
                 }
             }
         }

@@ -499,6 +499,25 @@ async fn of_two_that_work_on_a_shard_one_moves_the_cursor() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_was_overtaken_before_a_trim_is_told_so() {
+    let world = World::of(1).await;
+    add(&world.cube("ann").await, "hello").await;
+    let follower = Follower::new(world.reader(), "index");
+    let news = all_news(&follower).await.remove(0);
+    let slow = follower.place(&news).await.expect("joined");
+    let quick = follower.page(&slow, 1).await.expect("read");
+    let slow = follower.advance(slow, quick.cursor).await.expect("alone");
+    assert_eq!(work_off(&follower, 9).await.len(), 1);
+    world.keep_house(5_000).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(told(&world.kept().await), [""; 0]);
+    let error = follower.page(&slow, 9).await.expect_err("its place was trimmed");
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    let place = follower.place(&news).await.expect("known");
+    assert!(!place.missed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_trimmed_that_a_consumer_has_not_done() {
     let world = World::of(1).await;
     let ann = world.cube("ann").await;
@@ -560,7 +579,7 @@ async fn a_trim_that_has_not_seen_a_consumer_join_fails() {
     let trimmer = FeedTrimmer::new(world.reader(), 5_000, 1_000);
     let follower = Follower::new(world.reader(), "index");
     let news = all_news(&follower).await.remove(0);
-    let step = trimmer.look(&news.tenant, news.shard).await.expect("something is old");
+    let step = trimmer.look(&news.tenant, news.shard, 9).await.expect("something is old");
     let place = follower.place(&news).await.expect("joined");
     assert_eq!(trimmer.carry_out(step).await, Ok(false));
     assert!(!follower.place(&news).await.expect("known").missed());
@@ -615,4 +634,23 @@ async fn nodes_share_the_rings_and_trim_everything_between_them() {
     assert!(owners.values().all(|owners| *owners == 1));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!((world.kept().await.len(), pointers(&world).await), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_feed_is_trimmed_to_the_last_old_record_whatever_clocks_were_ahead() {
+    let world = World::of(1).await;
+    let cube = world.cube("ann").await;
+    for number in 0..1_200 {
+        add(&cube, &format!("old {number}")).await;
+    }
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    add(&cube, "young").await;
+    let trimmer = FeedTrimmer::new(world.reader(), 60_000, 1_000);
+    let shard = keys::feed_shard(cube.id());
+    assert_eq!(trimmer.trim_shard(context().tenant(), shard).await, Ok(1_201));
+    assert_eq!(told(&world.kept().await), ["ann 1201: Added 1"]);
+    // A node whose clock is behind holds every record for one of the future, and keeps it.
+    let early = FeedReader::new(Arc::clone(&world.store), Environment::scripted(9));
+    let trimmer = FeedTrimmer::new(early, 1, 1_000);
+    assert_eq!(trimmer.trim_shard(context().tenant(), shard).await, Ok(0));
 }

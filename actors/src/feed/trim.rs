@@ -15,7 +15,7 @@ use memcube_schemas::{
     Stamp, TenantId,
     codec::decode,
     feed::{FeedMark, FeedRecord},
-    keys::{self, FEED_RINGS},
+    keys::{self, FEED_RINGS, KeyRange},
     limits::FEED_TRIM_RECORDS_MAX,
 };
 
@@ -34,8 +34,11 @@ use crate::{
     storage::{Check, Entry, Mutation, RangePage, RangeRead, StoreError},
 };
 
-/// Pointers read at once.
-const POINTERS_PER_READ: usize = 256;
+/// Rings whose pointers are read at once, and pointers of one of them.
+const RINGS_PER_READ: usize = 32;
+const POINTERS_PER_PAGE: usize = 64;
+/// Records that a first look at a shard reads: mostly even the oldest ones are too young.
+const FIRST_LOOK_RECORDS: usize = 8;
 /// How often a trim is tried again that met somebody else's.
 const TRIES: usize = 3;
 
@@ -57,22 +60,25 @@ impl FeedTrimmer {
         self.reader.environment()
     }
 
-    async fn trim_ring(&self, ring: u16) -> Result<u64> {
+    async fn trim_rings(&self, rings: &[u16]) -> Result<u64> {
         let mut removed = 0;
-        let mut range = keys::feed_pointers(ring);
-        loop {
-            let read = RangeRead::page(range.clone(), POINTERS_PER_READ);
-            let output = self.reader.store().read(vec![read]).await?;
-            let Some(page) = output.pages.into_iter().next() else { return Ok(removed) };
-            for pointer in &page.entries {
-                let Some((tenant, shard)) = keys::pointed_feed(&pointer.key) else { continue };
-                removed += self.trim_shard(&tenant, shard).await?;
+        let mut ranges: Vec<KeyRange> =
+            rings.iter().map(|ring| keys::feed_pointers(*ring)).collect();
+        while !ranges.is_empty() {
+            let page = |range: &KeyRange| RangeRead::page(range.clone(), POINTERS_PER_PAGE);
+            let output = self.reader.store().read(ranges.iter().map(page).collect()).await?;
+            let mut rest = Vec::new();
+            for (range, page) in ranges.into_iter().zip(&output.pages) {
+                for pointer in &page.entries {
+                    let Some((tenant, shard)) = keys::pointed_feed(&pointer.key) else { continue };
+                    removed += self.trim_shard(&tenant, shard).await?;
+                }
+                let last = page.entries.last().filter(|_| page.more);
+                rest.extend(last.map(|last| range.after(&last.key)));
             }
-            match page.entries.last() {
-                Some(last) if page.more => range = range.after(&last.key),
-                Some(_) | None => return Ok(removed),
-            }
+            ranges = rest;
         }
+        Ok(removed)
     }
 
     /// Removes what is old from one shard, and its pointer with the last record; returns how many
@@ -81,11 +87,15 @@ impl FeedTrimmer {
     /// # Errors
     /// `Unavailable` when the store does not answer, `Corrupt` when a row cannot be read.
     pub async fn trim_shard(&self, tenant: &TenantId, shard: u16) -> Result<u64> {
-        let (mut removed, mut tries) = (0, 0);
+        let (mut removed, mut tries, mut limit) = (0, 0, FIRST_LOOK_RECORDS);
         loop {
-            let step = self.look(tenant, shard).await?;
-            if step.mutations.is_empty() {
+            let step = self.look(tenant, shard, limit).await?;
+            if step.mutations.is_empty() && (step.is_last || limit == FEED_TRIM_RECORDS_MAX) {
                 return Ok(removed);
+            }
+            limit = FEED_TRIM_RECORDS_MAX;
+            if step.mutations.is_empty() {
+                continue;
             }
             let (records, is_last) = (step.records, step.is_last);
             if self.carry_out(step).await? {
@@ -114,15 +124,15 @@ impl FeedTrimmer {
         }
     }
 
-    /// What there is to do in a shard now.
-    pub(super) async fn look(&self, tenant: &TenantId, shard: u16) -> Result<Step> {
+    /// What there is to do about the first records of a shard now.
+    pub(super) async fn look(&self, tenant: &TenantId, shard: u16, limit: usize) -> Result<Step> {
         let (floor_key, pointer_key) =
             (keys::feed_floor(tenant, shard), keys::feed_pointer(tenant, shard));
         let reads = vec![
             RangeRead::key(floor_key.clone()),
             RangeRead::key(pointer_key.clone()),
             RangeRead::all(keys::feed_cursors(tenant, shard)),
-            RangeRead::page(keys::feed(tenant, shard), FEED_TRIM_RECORDS_MAX),
+            RangeRead::page(keys::feed(tenant, shard), limit),
         ];
         let output = self.reader.store().read(reads).await?;
         let [floor, pointer, cursors, records] = output.pages.as_slice() else {
@@ -131,9 +141,9 @@ impl FeedTrimmer {
         let bound = self.slowest(cursors)?;
         let now_ms = self.environment().unix_ms();
         let aged = aged(&records.entries)?;
-        let (cut, gone) = cut(&aged, now_ms, self.keep_ms, bound);
+        let Cut { at: cut, gone, is_decided } = cut(&aged, now_ms, self.keep_ms, bound);
         let is_empty = gone == aged.len() && !records.more;
-        let is_last = gone < aged.len() || !records.more;
+        let is_last = is_decided || !records.more;
         let mut step = Step { is_last, records: gone as u64, ..Step::default() };
         if let Some(cut) = cut {
             let end = keys::feed_record(tenant, shard, cut);
@@ -192,28 +202,34 @@ fn aged(rows: &[Entry]) -> Result<Vec<Aged>> {
     rows.iter().map(aged).collect()
 }
 
-/// Up to where records go, and how many they are.
-fn cut(
-    records: &[Aged],
-    now_ms: i64,
-    keep_ms: u64,
-    bound: Option<Stamp>,
-) -> (Option<Stamp>, usize) {
+/// What goes.
+struct Cut {
+    /// Up to where.
+    at: Option<Stamp>,
+    /// How many records.
+    gone: usize,
+    /// Whether a record was met that stays, and with it all that follow.
+    is_decided: bool,
+}
+
+fn cut(records: &[Aged], now_ms: i64, keep_ms: u64, bound: Option<Stamp>) -> Cut {
     let horizon_ms = now_ms.saturating_sub_unsigned(keep_ms);
-    let (mut cut, mut gone) = (None, 0);
+    let mut cut = Cut { at: None, gone: 0, is_decided: false };
     for (place, record) in records.iter().enumerate() {
         if bound.is_some_and(|bound| record.stamp > bound) {
+            cut.is_decided = true;
             break;
         }
         if record.at_ms > now_ms {
             continue;
         }
         if record.at_ms > horizon_ms {
+            cut.is_decided = true;
             break;
         }
-        (cut, gone) = (Some(record.stamp), place + 1);
+        (cut.at, cut.gone) = (Some(record.stamp), place + 1);
     }
-    (cut, gone)
+    cut
 }
 
 impl Chore for FeedTrimmer {
@@ -227,11 +243,11 @@ impl Chore for FeedTrimmer {
 
     fn run<'a>(&'a self, view: &'a View) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move {
+            let is_ours = |ring: &u16| view.keeps(&format!("feed ring {ring}"));
+            let rings: Vec<u16> = (0..FEED_RINGS).filter(is_ours).collect();
             let mut removed = 0;
-            for ring in 0..FEED_RINGS {
-                if view.keeps(&format!("feed ring {ring}")) {
-                    removed += self.trim_ring(ring).await?;
-                }
+            for rings in rings.chunks(RINGS_PER_READ) {
+                removed += self.trim_rings(rings).await?;
             }
             Ok(removed)
         })
@@ -253,9 +269,9 @@ mod tests {
             .zip(ages_s)
             .map(|(number, age_s)| Aged { stamp: stamp(number), at_ms: now_ms - age_s * 1_000 })
             .collect();
-        let (cut, count) = cut(&records, now_ms, 10_000, bound.map(stamp));
-        assert_eq!(count, gone, "{ages_s:?} up to {bound:?}");
-        assert_eq!(cut, gone.checked_sub(1).map(|last| records[last].stamp));
+        let cut = cut(&records, now_ms, 10_000, bound.map(stamp));
+        assert_eq!(cut.gone, gone, "{ages_s:?} up to {bound:?}");
+        assert_eq!(cut.at, gone.checked_sub(1).map(|last| records[last].stamp));
     }
 
     #[test]

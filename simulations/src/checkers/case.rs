@@ -120,7 +120,7 @@ pub(super) struct CubeRows {
     pub(super) requests: BTreeMap<RequestId, RequestRecord>,
 }
 
-/// A row of the event feed at the end.
+/// A row of the event feed.
 #[derive(Debug)]
 pub(super) struct FeedRow {
     pub(super) shard: u16,
@@ -136,7 +136,8 @@ pub(super) struct Case<'a> {
     pub(super) commits: Vec<ReadCommit<'a>>,
     /// Every cube that has a row at the end.
     pub(super) cubes: BTreeMap<CubeName, CubeRows>,
-    /// The feed at the end, by the cube that a record names, in the order of their stamps.
+    /// Every record that the feed ever had, by the cube that it names, in the order of their
+    /// stamps. Not all are there at the end: old ones are trimmed.
     pub(super) feed: BTreeMap<CubeName, Vec<FeedRow>>,
     /// What every cube held after each commit.
     pub(super) timelines: BTreeMap<CubeName, Timeline>,
@@ -158,7 +159,7 @@ impl<'a> Case<'a> {
             commits,
             timelines,
             cubes: BTreeMap::new(),
-            feed: BTreeMap::new(),
+            feed: replay.feed,
             oddities,
         };
         for (key, row) in &evidence.rows {
@@ -166,8 +167,6 @@ impl<'a> Case<'a> {
                 case.oddities.push(format!("row {}: {error}", printable(key)));
             }
         }
-        // The keys are in this order already, unless a record is in a shard that is not its cube's.
-        case.feed.values_mut().for_each(|rows| rows.sort_by_key(|row| row.store));
         case
     }
 
@@ -206,10 +205,9 @@ impl<'a> Case<'a> {
                 let record = decode(value)?;
                 self.cube(tenant, cube).requests.insert(request, record);
             }
-            RowKey::Feed { tenant, shard, version, position: _ } => {
-                let record: FeedRecord = decode(value)?;
-                let row = FeedRow { shard, store: version, record };
-                self.feed.entry((tenant, row.record.cube.clone())).or_default().push(row);
+            // Read with its commit; one that no commit explains is an oddity.
+            RowKey::Feed { .. } => {
+                decode::<FeedRecord>(value)?;
             }
         }
         Ok(())
@@ -227,6 +225,7 @@ type Bytes<'a> = Cow<'a, [u8]>;
 #[derive(Default)]
 struct Replay<'a> {
     rows: BTreeMap<Bytes<'a>, (Version, Bytes<'a>)>,
+    feed: BTreeMap<CubeName, Vec<FeedRow>>,
     oddities: Vec<String>,
 }
 
@@ -268,13 +267,15 @@ impl<'a> Replay<'a> {
             Mutation::SetVersionstamped { prefix, value } => {
                 let key = commit.stamped_key(prefix, position);
                 self.rows.insert(Cow::Owned(key), (version, Cow::Borrowed(value)));
-                let Some((tenant, _)) = feed_prefix(prefix) else {
+                let Some((tenant, shard)) = feed_prefix(prefix) else {
                     let what = format!("commit {version}: a stamped key outside of any feed");
                     return self.oddities.push(what);
                 };
                 match decode::<FeedRecord>(value) {
                     Ok(record) => {
                         let cube = (tenant, record.cube.clone());
+                        let row = FeedRow { shard, store: version, record: record.clone() };
+                        self.feed.entry(cube.clone()).or_default().push(row);
                         effects.push(Effect { cube, change: Change::Feed(record) });
                     }
                     Err(error) => self.oddities.push(format!("commit {version}: {error}")),

@@ -10,6 +10,7 @@ mod builder;
 mod case;
 mod durability;
 mod event_log;
+mod feed;
 mod fencing;
 mod findings;
 mod isolation;
@@ -28,7 +29,7 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 12] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
@@ -37,6 +38,7 @@ pub(crate) const NAMES: [&str; 11] = [
     tenant_search::NAME,
     agreement::NAME,
     event_log::NAME,
+    feed::NAME,
     liveness::NAME,
     queues::NAME,
     once::NAME,
@@ -71,6 +73,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(tenant_search::check(&case));
     violations.extend(agreement::check(&case));
     violations.extend(event_log::check(&case));
+    violations.extend(feed::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
     violations.extend(once::check(&case));

@@ -6,6 +6,7 @@
 
 mod client;
 mod cube;
+mod follow;
 mod node;
 mod script;
 mod verdict;
@@ -24,6 +25,7 @@ use futures_util::future::BoxFuture;
 use memcube_actors::TenantContext;
 use memcube_schemas::{CubeId, Incarnation, NodeId, TenantId};
 
+pub(crate) use self::follow::CONSUMER;
 use self::node::NodeSlot;
 pub use self::{
     client::{CallError, Client},
@@ -34,7 +36,7 @@ use crate::{
     checkers,
     conditions::Conditions,
     dice::Dice,
-    evidence::{QueueSample, Violation},
+    evidence::{FeedStretch, QueueSample, Violation},
     history::{Call, History, Moment, Outcome},
     nemesis::{self, Hooks},
     network::{Network, node_name},
@@ -78,6 +80,8 @@ pub(crate) struct Inner {
     lives: Mutex<BTreeMap<Incarnation, (NodeId, u64)>>,
     violations: Mutex<Vec<Violation>>,
     queues: Mutex<Vec<QueueSample>>,
+    followed: Mutex<BTreeMap<TenantId, Vec<FeedStretch>>>,
+    consumed: Mutex<BTreeMap<(TenantId, u16), Vec<FeedStretch>>>,
 }
 
 /// Runs a plan of the catalogue in this thread.
@@ -184,6 +188,7 @@ impl World {
             Arc::clone(&inner).boot_node(node).await;
         }
         let sampler = Arc::clone(&inner).sample_queues();
+        let followers = inner.follow_all();
         let hooks = Power(Arc::clone(&inner));
         let nemesis = nemesis::inflict(&inner.plan.events, &inner.conditions, &hooks);
         let work = async {
@@ -197,6 +202,7 @@ impl World {
             () = work => {}
             () = async { nemesis.await; std::future::pending::<()>().await } => {}
             () = sampler => {}
+            () = async { followers.await; std::future::pending::<()>().await } => {}
         }
         inner.judge().await
     }
@@ -229,6 +235,8 @@ impl Inner {
             lives: Mutex::default(),
             violations: Mutex::default(),
             queues: Mutex::default(),
+            followed: Mutex::default(),
+            consumed: Mutex::default(),
         })
     }
 
@@ -248,6 +256,14 @@ impl Inner {
 
     fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().expect("invariant: nothing panics while it holds the history")
+    }
+
+    fn followed(&self) -> MutexGuard<'_, BTreeMap<TenantId, Vec<FeedStretch>>> {
+        self.followed.lock().expect("invariant: nothing panics while it holds what was told")
+    }
+
+    fn consumed(&self) -> MutexGuard<'_, BTreeMap<(TenantId, u16), Vec<FeedStretch>>> {
+        self.consumed.lock().expect("invariant: nothing panics while it holds what was told")
     }
 
     /// A number for an operation that no plan names.

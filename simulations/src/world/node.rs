@@ -13,6 +13,7 @@ use memcube_actors::{
     cluster::{ClusterParts, ClusterSettings},
     embedder::EmbedderHandle,
     environment::{Environment, Faults, SeededEntropy, Spawner},
+    housekeeper::HouseRules,
     vectors::{VectorParts, VectorSettings},
 };
 use memcube_schemas::{Incarnation, NodeId};
@@ -141,7 +142,20 @@ impl Inner {
         })
         .await?;
         let _ = cubes.set(started.clone());
+        started.keep_house(self.house_rules(), Vec::new()).await?;
         Ok(started)
+    }
+
+    /// For how long feeds are kept in this world: in every other one for so short a time that
+    /// followers come too late now and then.
+    fn house_rules(&self) -> HouseRules {
+        let dice = self.dice.fork("house", 0);
+        let feed_keep_ms = if dice.chance("short", 0, 500) {
+            3_000 + dice.below("keep", 0, 20_000)
+        } else {
+            3_600_000
+        };
+        HouseRules { feed_keep_ms, period_ms: 500 + dice.below("period", 0, 4_000) }
     }
 
     /// Asks a node to stop, and waits until it has; that must not take for ever.

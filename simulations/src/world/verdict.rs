@@ -35,6 +35,7 @@ impl Inner {
         }
         let probes = self.probe_all().await;
         self.settle().await;
+        self.finish_following().await;
         self.come_to_rest().await;
         let served = self.serve_all().await;
         let (commits, rows) = self.store.close_the_books().await;
@@ -48,6 +49,8 @@ impl Inner {
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
             ),
             probes,
+            followed: std::mem::take(&mut *self.followed()),
+            consumed: std::mem::take(&mut *self.consumed()),
         }
     }
 
