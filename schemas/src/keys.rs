@@ -39,7 +39,8 @@ const RESTORING: u16 = 22;
 /// format: never changed.
 pub const FEED_SHARDS: u16 = 8;
 
-/// Rings over which the news of all feeds are spread, so that whoever follows them waits for one key
+/// Rings over which the news of all feeds are spread, so that whoever follows them waits for one
+/// key
 /// a ring and never for one a cube. Part of the format: never changed.
 pub const FEED_RINGS: u16 = 256;
 

@@ -54,10 +54,12 @@ pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
 /// Events after which a commit takes no further command, and the most that one command may bring: a
 /// larger add or deletion takes several commits.
 pub const EVENTS_PER_COMMIT_MAX: usize = 256;
-/// Bytes after which a commit takes no further command: FoundationDB takes 10 MB, and advises to stay
+/// Bytes after which a commit takes no further command: FoundationDB takes 10 MB, and advises to
+/// stay
 /// far below.
 pub const COMMIT_BYTES_AIM: usize = 500_000;
-/// Mutations of one commit: what the fullest one of a cube writes, several times over, and less than
+/// Mutations of one commit: what the fullest one of a cube writes, several times over, and less
+/// than
 /// the 65,536 that a versionstamp can number.
 pub const MUTATIONS_PER_COMMIT_MAX: usize = 16_384;
 /// Bytes of one key in the state store: FoundationDB takes 10,000, and the keys of chunks are up to

@@ -1,4 +1,5 @@
-//! Backup and restore: of a running server, of a directory, between kinds of stores, and with kills.
+//! Backup and restore: of a running server, of a directory, between kinds of stores, and with
+//! kills.
 
 use std::{
     path::Path,

@@ -1,7 +1,8 @@
 //! Named consumers of the feeds of all tenants: whatever derives something from them and remembers
 //! in the store how far it is, such as an index.
 //!
-//! *Where is news?* Every commit writes the pointer of its shard, so the pointers of a ring name the
+//! *Where is news?* Every commit writes the pointer of its shard, so the pointers of a ring name
+//! the
 //! shards of all tenants that have records, and the version of a pointer's row is that of the last
 //! commit there. Consumers share the pointers, so none of them may remove one: a consumer has news
 //! in a shard if its own cursor lies before the end of the pointer's version. The housekeeper
@@ -14,7 +15,8 @@
 //! same shard both act, and one of them moves the cursor: moving it checks its row. So what a
 //! consumer does has to bear repetition, and a crash between acting and moving repeats it, too.
 //!
-//! *What is kept for a consumer?* From its cursor row's first commit on, nothing after the cursor is
+//! *What is kept for a consumer?* From its cursor row's first commit on, nothing after the cursor
+//! is
 //! trimmed: that commit writes the floor's row as well, which every trim checks. A consumer that
 //! joins a shard of which something was trimmed before starts with a cursor behind the floor, and
 //! stays there until it has made up for it from the cubes' rows.
@@ -210,7 +212,8 @@ impl Follower {
     /// Leaves a shard: nothing is kept for this consumer there any more.
     ///
     /// # Errors
-    /// `Conflict` when its cursor was moved meanwhile, `Unavailable` when the store does not answer.
+    /// `Conflict` when its cursor was moved meanwhile, `Unavailable` when the store does not
+    /// answer.
     pub async fn leave(&self, place: Place) -> Result<()> {
         let key = keys::feed_cursor(&place.tenant, place.shard, &self.consumer);
         let checks = vec![Check::At { key: key.clone(), version: place.row }];

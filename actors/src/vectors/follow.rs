@@ -1,6 +1,7 @@
 //! Brings a table up to date with its feed, one page after the other.
 //!
-//! The table's own watermark is the cursor: it is written with the rows that it stands for. The store
+//! The table's own watermark is the cursor: it is written with the rows that it stands for. The
+//! store
 //! holds none, so that a tier that was switched off holds no feed back; a table that finds records
 //! trimmed which it has not seen is built from the rows.
 

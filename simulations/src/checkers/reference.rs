@@ -96,7 +96,8 @@ impl<'a> ReferenceCube<'a> {
                 self.learn_update(operation.id, *id, update, &operation.outcome);
             }
             Call::Delete { id, purge } => self.learn_delete(*id, *purge, &operation.outcome),
-            // A search over the tenant shows other cubes' items: the checker `tenant-search` judges.
+            // A search over the tenant shows other cubes' items: the checker `tenant-search`
+            // judges.
             Call::SearchTenant { .. } => {}
             Call::Get { .. } | Call::List | Call::Search { .. } => {
                 for seen in shown(&operation.outcome) {

@@ -1,4 +1,5 @@
-//! People ask all cubes of their tenant at once, while others remember and forget there: tables that
+//! People ask all cubes of their tenant at once, while others remember and forget there: tables
+//! that
 //! lag behind must neither hide what was said nor show what is gone.
 
 use super::{Habits, steps};

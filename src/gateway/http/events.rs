@@ -63,8 +63,10 @@ struct Asked {
 /// Tells what commits did to cubes, in their order: as a stream, or by pages with `wait=0` or
 /// `Accept: application/json`.
 ///
-/// A stream begins with an event `progress`, which names the place where it begins; such events come
-/// now and then, when all news are of other cubes. A stream that ends says why in an event `closed`.
+/// A stream begins with an event `progress`, which names the place where it begins; such events
+/// come
+/// now and then, when all news are of other cubes. A stream that ends says why in an event
+/// `closed`.
 /// Whoever resumes with the `id` that came last, by `Last-Event-ID` or `after`, misses nothing and
 /// is told nothing twice, also across restarts of the server.
 #[utoipa::path(get, path = "/v1/events", tag = "events",
