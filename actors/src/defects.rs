@@ -44,7 +44,7 @@ pub enum Defect {
 
 impl Defect {
     /// Those that the simulations are known to find.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -57,5 +57,6 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::UncheckedCandidate,
     ];
 }
