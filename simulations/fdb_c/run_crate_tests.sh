@@ -27,7 +27,7 @@ fi
 work="$target/fdb_c/crate-tests"
 mkdir -p "$work"
 rm -rf "$work/foundationdb"
-cp -r "$source" "$work/foundationdb"
+cp -rp "$source" "$work/foundationdb"
 # By itself, and not a member of the workspace around it.
 printf '\n[workspace]\n' >>"$work/foundationdb/Cargo.toml"
 
