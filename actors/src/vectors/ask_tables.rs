@@ -28,7 +28,7 @@ use crate::{
     error::{Error, Result},
     storage::{
         RangeRead,
-        vector_index::{Candidates, SearchSpec},
+        vector_index::{Candidates, SearchSpec, VectorIndexError},
     },
     tenant::TenantContext,
 };
@@ -76,6 +76,20 @@ struct Tails {
     uncovered: BTreeSet<u16>,
 }
 
+impl Tails {
+    /// Leaves a shard to its cubes.
+    fn uncover(&mut self, shard: u16) {
+        self.after.remove(&shard);
+        self.changed.remove(&shard);
+        self.uncovered.insert(shard);
+    }
+
+    fn give_up(&mut self, shard: u16, error: &VectorIndexError) {
+        tracing::warn!(%error, shard, "a table of vectors cannot be asked");
+        self.uncover(shard);
+    }
+}
+
 impl Asking<'_> {
     pub(super) async fn ask_tables(
         &self,
@@ -106,8 +120,8 @@ impl Asking<'_> {
         shards: &BTreeSet<u16>,
         limit: usize,
     ) -> Result<Attempt> {
-        let tails = self.read_tails(tier, shards).await?;
-        let Some(candidates) = self.candidates(tier, &tails, limit).await? else {
+        let mut tails = self.read_tails(tier, shards).await?;
+        let Some(candidates) = self.candidates(tier, &mut tails, limit).await else {
             return Ok(Attempt::Moved);
         };
         self.cubes.environment().reach("search.before-check", self.context.tenant().as_str());
@@ -127,10 +141,7 @@ impl Asking<'_> {
             match watermark {
                 Ok(Some(watermark)) => drop(tails.after.insert(shard, watermark)),
                 Ok(None) => drop(tails.uncovered.insert(shard)),
-                Err(error) => {
-                    tracing::warn!(%error, shard, "a table of vectors cannot be asked");
-                    tails.uncovered.insert(shard);
-                }
+                Err(error) => tails.give_up(shard, &error),
             }
         }
         let mut unread = tails.after.clone();
@@ -168,11 +179,7 @@ impl Asking<'_> {
                         further.insert(shard, upto);
                     }
                 }
-                Tail::Gap => {
-                    tails.after.remove(&shard);
-                    tails.changed.remove(&shard);
-                    tails.uncovered.insert(shard);
-                }
+                Tail::Gap => tails.uncover(shard),
             }
         }
         Ok(further)
@@ -182,9 +189,9 @@ impl Asking<'_> {
     async fn candidates(
         &self,
         tier: &VectorTier,
-        tails: &Tails,
+        tails: &mut Tails,
         limit: usize,
-    ) -> Result<Option<BTreeMap<u16, Candidates>>> {
+    ) -> Option<BTreeMap<u16, Candidates>> {
         let spec = SearchSpec {
             vector: self.vector.clone(),
             terms: index_terms(&self.request.query),
@@ -201,13 +208,17 @@ impl Asking<'_> {
             searches.push(tier.index.search(&table, SearchSpec { cubes, ..spec.clone() }));
         }
         let mut candidates = BTreeMap::new();
-        for ((shard, after), found) in tails.after.iter().zip(join_all(searches).await) {
-            match found? {
-                Some(found) if found.watermark >= *after => drop(candidates.insert(*shard, found)),
-                Some(_) | None => return Ok(None),
+        let asked = tails.after.clone();
+        for ((shard, after), found) in asked.into_iter().zip(join_all(searches).await) {
+            match found {
+                Ok(Some(found)) if found.watermark >= after => {
+                    candidates.insert(shard, found);
+                }
+                Ok(Some(_) | None) => return None,
+                Err(error) => tails.give_up(shard, &error),
             }
         }
-        Ok(Some(candidates))
+        Some(candidates)
     }
 
     /// Reads every memory that may answer from its row, which decides.
@@ -229,7 +240,8 @@ impl Asking<'_> {
         let mut gone = Vec::new();
         let places: Vec<Place> =
             named.places.keys().filter(|place| !fresh.contains(*place)).cloned().collect();
-        let items = self.read_items(&places).await?;
+        let (store, tenant) = (self.cubes.store(), self.context.tenant());
+        let items = rows::read_items(store, tenant, &places).await?;
         for place in places {
             let known = &named.places[&place];
             match items.get(&place) {
@@ -242,7 +254,6 @@ impl Asking<'_> {
             }
         }
         let fresh: Vec<Place> = fresh.into_iter().collect();
-        let (store, tenant) = (self.cubes.store(), self.context.tenant());
         let mut stored = rows::read_with_vectors(store, tenant, tier.model(), &fresh).await?;
         for place in fresh {
             match stored.remove(&place).filter(|row| self.counts(&row.item)) {
@@ -254,6 +265,9 @@ impl Asking<'_> {
                 None => gone.push(place),
             }
         }
+        if self.cubes.environment().plants(Defect::UncheckedCandidate) {
+            contenders.extend(self.read_former(&named, &gone).await?);
+        }
         if named.is_too_shallow(&gone, limit, self.request.top_k) {
             return Ok(Attempt::TooShallow);
         }
@@ -264,26 +278,20 @@ impl Asking<'_> {
         item.status.is_recalled() && lets_through(&self.request.filter, item)
     }
 
-    async fn read_items(&self, places: &[Place]) -> Result<BTreeMap<Place, MemoryItem>> {
-        let (store, tenant) = (self.cubes.store(), self.context.tenant());
-        let mut items = rows::read_items(store, tenant, places).await?;
-        if self.cubes.environment().plants(Defect::UncheckedCandidate) {
-            for place in places {
-                if !items.contains_key(place) {
-                    let former = self.read_former(place).await?;
-                    items.extend(former.map(|former| (place.clone(), former)));
-                }
+    /// For a planted bug: what tables name and rows lack, as it was before it was deleted.
+    async fn read_former(&self, named: &Named, gone: &[Place]) -> Result<Vec<Contender>> {
+        let mut former = Vec::new();
+        for place in gone {
+            let Some(known) = named.places.get(place) else { continue };
+            let range = keys::history_of_item(self.context.tenant(), &place.0, place.1);
+            let output = self.cubes.store().read(vec![RangeRead::all(range)]).await?;
+            let last = output.pages.iter().flat_map(|page| &page.entries).next_back();
+            if let Some(last) = last {
+                let item = decode::<MemoryRevision>(&last.value)?.former;
+                former.push(contender(place, item, known.dense));
             }
         }
-        Ok(items)
-    }
-
-    /// For a planted bug: a deleted memory as it was.
-    async fn read_former(&self, (cube, id): &Place) -> Result<Option<MemoryItem>> {
-        let range = keys::history_of_item(self.context.tenant(), cube, *id);
-        let output = self.cubes.store().read(vec![RangeRead::all(range)]).await?;
-        let last = output.pages.iter().flat_map(|page| &page.entries).next_back();
-        last.map(|last| Ok(decode::<MemoryRevision>(&last.value)?.former)).transpose()
+        Ok(former)
     }
 }
 

@@ -97,13 +97,14 @@ impl Cubes {
     /// How far the vector tier of this node is with the caller's cubes; empty without one.
     ///
     /// # Errors
-    /// `Unavailable` when the tier or the store does not answer.
+    /// `Unavailable` when the store does not answer.
     pub async fn vector_shards(&self, context: &TenantContext) -> Result<Vec<ShardState>> {
         let Some(tier) = &self.shared().vectors else { return Ok(Vec::new()) };
         let tenant = context.tenant();
         let mut states = Vec::with_capacity(usize::from(FEED_SHARDS));
         for shard in 0..FEED_SHARDS {
-            let watermark = tier.index.watermark(&tier.table(tenant, shard)).await?;
+            // One that cannot be read is as good as none: it is built again.
+            let watermark = tier.index.watermark(&tier.table(tenant, shard)).await.ok().flatten();
             let after = watermark.unwrap_or_default();
             let tail = tail::read(self.store(), tenant, shard, after, INDEX_PAGE_RECORDS).await?;
             let behind = match tail {
