@@ -46,6 +46,16 @@ pub const STORE_COMMIT_SECONDS: &str = "memcube_store_commit_seconds";
 pub const STORE_COMMITS_TOTAL: &str = "memcube_store_commits_total";
 /// Commits that shared one fsync.
 pub const STORE_GROUP_COMMITS: &str = "memcube_store_group_commits";
+/// Snapshots of cubes, by `outcome`.
+pub const SNAPSHOTS_TOTAL: &str = "memcube_snapshots_total";
+/// Time to make and store a snapshot of a cube.
+pub const SNAPSHOT_SECONDS: &str = "memcube_snapshot_seconds";
+/// Bytes of one snapshot.
+pub const SNAPSHOT_BYTES: &str = "memcube_snapshot_bytes";
+/// Snapshots that could not be used, so that the cube was read from its rows, by `reason`.
+pub const SNAPSHOT_FALLBACKS_TOTAL: &str = "memcube_snapshot_fallbacks_total";
+/// Objects that nothing referred to and that were removed.
+pub const BLOBS_REMOVED_TOTAL: &str = "memcube_blobs_removed_total";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -64,6 +74,9 @@ pub fn describe() {
     counter(MEMORIES_ADDED_TOTAL, "memories added");
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
     counter(STORE_COMMITS_TOTAL, "commits of the state store");
+    counter(SNAPSHOTS_TOTAL, "snapshots of cubes");
+    counter(SNAPSHOT_FALLBACKS_TOTAL, "snapshots that could not be used");
+    counter(BLOBS_REMOVED_TOTAL, "objects removed that nothing referred to");
     describe_gauge!(CUBES_HOT, Unit::Count, "cube actors hydrated now");
     describe_gauge!(CUBES_QUARANTINED, Unit::Count, "cubes in quarantine now");
     let seconds = |name: &'static str, text: &'static str| {
@@ -73,6 +86,8 @@ pub fn describe() {
     seconds(CUBE_CALL_SECONDS, "time of a cube call, commit included");
     seconds(RECALL_SECONDS, "time of one recall, query embedding excluded");
     seconds(CUBE_HYDRATE_SECONDS, "time to hydrate a cube");
+    seconds(SNAPSHOT_SECONDS, "time to make and store a snapshot");
+    describe_histogram!(SNAPSHOT_BYTES, Unit::Bytes, "bytes of one snapshot");
     seconds(EMBED_BATCH_SECONDS, "time of one forward pass of the embedder");
     seconds(STORE_COMMIT_SECONDS, "time of a commit, fsync included");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");

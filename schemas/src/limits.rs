@@ -112,7 +112,7 @@ pub const PEER_WINDOW_KEPT_MS: u64 = 60_000;
 pub const ROUTES_MAX: usize = 65_536;
 
 /// Bytes of one blob that are moved at a time; larger blobs go in parts of this size.
-pub const BLOB_PART_BYTES: usize = 4 << 20;
+pub const BLOB_PART_BYTES: usize = 8 << 20;
 /// Parts of one blob that are under way at a time.
 pub const BLOB_PARTS_AT_ONCE: usize = 4;
 /// Milliseconds that a blob which nothing refers to is kept: longer than writing one takes.

@@ -50,6 +50,9 @@ pub(crate) const STOPPED_FENCED: &str = "fenced";
 /// The reason with which a cube stops after it was erased.
 pub(crate) const STOPPED_ERASED: &str = "erased";
 
+/// As what a cube refers to the blob of its snapshot.
+pub(crate) const SNAPSHOT: &str = "snapshot";
+
 pub(crate) struct CubeActor;
 
 /// What a cube is started with: it was hydrated before.
