@@ -1,5 +1,6 @@
-//! Backends of the state store port that need a disk.
+//! Backends of the ports of storage: state stores, and object stores for blobs.
 
 mod embedded;
+pub mod objects;
 
 pub use embedded::EmbeddedStore;
