@@ -8,6 +8,7 @@
 //! Invariant: nothing is answered before its commit is durable, and what is answered is findable.
 //! At most one commit is under way; changes that arrive meanwhile share the next one.
 
+mod archive;
 mod commits;
 mod decide;
 mod handle;

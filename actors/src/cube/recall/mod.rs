@@ -12,7 +12,9 @@ mod features;
 mod index;
 mod lexical;
 mod query;
+mod ragged;
 mod rank;
+mod restore;
 mod simd;
 mod slots;
 
@@ -20,6 +22,7 @@ pub use memcube_schemas::call::{ArmScores, Hit, RecallRequest, SearchFilter, Sea
 use memcube_schemas::memory::MemoryItem;
 
 pub use index::RecallIndex;
+pub(crate) use restore::{Captured, Restored};
 
 /// Whether an item meets all conditions.
 fn lets_through(filter: &SearchFilter, item: &MemoryItem) -> bool {
