@@ -6,7 +6,8 @@
 #   MODEL_DIR          where the embedding model lies           (~/.cache/memcube/models/minilm-l6-v2)
 #   PROFILE            cargo profile of `make run`              (release)
 #   SIM_SECONDS        how long the swarm of `make sim` searches        (120)
-#   FEATURES           more features of the root package        (none)
+#   FEATURES           more features to build and test, as in `make test FEATURES=full`   (none)
+#   FDB_CLUSTER_FILE   the cluster of `make conformance-fdb`    (none: the test double)
 #   CARGO_TARGET_DIR   where cargo builds                       (target)
 
 .DEFAULT_GOAL := help
@@ -33,17 +34,22 @@ export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 
 CARGO = cargo
 LOCKED = --locked
-MEMCUBE = $(CARGO) run $(LOCKED) --profile $(PROFILE) $(if $(FEATURES),--features "$(FEATURES)") \
-	--bin memcube --
+WITH_FEATURES = $(if $(FEATURES),--features "$(FEATURES)")
+MEMCUBE = $(CARGO) run $(LOCKED) --profile $(PROFILE) $(WITH_FEATURES) --bin memcube --
+# What `setup` makes sure of depends on what will be built.
+export MEMCUBE_FEATURES = $(FEATURES)
 
-SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --bin memcube-sim --
+# The simulated FoundationDB is part of what is simulated.
+sim: MEMCUBE_FEATURES = $(FEATURES) fdb
+SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --features fdb \
+	--bin memcube-sim --
 
-.PHONY: help run test sim lint bench model setup doc openapi clean
+.PHONY: help run test sim conformance-fdb lint bench model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Settings (DATA_DIR, LISTEN, MODEL_DIR, PROFILE, ...) are at the top of the Makefile.'
 
@@ -54,7 +60,7 @@ run: setup model ## Sets up what is missing, builds, and starts a server on LIST
 	@exec $(MEMCUBE) serve --data-dir '$(DATA_DIR)' --listen '$(LISTEN)' --model-dir '$(MODEL_DIR)'
 
 test: setup model ## Runs every test of every crate, and sums them up in the last line
-	@.ci/cargo-test.sh --workspace $(LOCKED)
+	@.ci/cargo-test.sh --workspace $(LOCKED) $(WITH_FEATURES)
 
 # A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
 # swarm always searches the same seeds.
@@ -63,18 +69,26 @@ sim: setup ## Simulates: same seed same trace, old failures, planted bugs, then 
 	$(SIM) meta assistant --seeds 1 --runs 100
 	$(SIM) regressions simulations/regressions.txt
 	$(SIM) planted
-	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --example agent_under_faults -- 20
+	$(CARGO) run $(LOCKED) --profile sim -p memcube-simulations --features fdb \
+		--example agent_under_faults -- 20
 	$(SIM) swarm --seconds $(SIM_SECONDS) --all-points
+
+# With FDB_CLUSTER_FILE it uses that cluster, through the client library that is installed, and
+# removes again what it wrote.
+conformance-fdb: MEMCUBE_FEATURES = fdb
+conformance-fdb: setup ## Tests the FoundationDB backend, on a real cluster if one is named
+	FDB_CLUSTER_FILE='$(FDB_CLUSTER_FILE)' $(CARGO) test $(LOCKED) --no-default-features --features fdb \
+		--test it foundationdb
 
 # Two feature sets, no more: a third would compile the heavy crates a third time. The two lower
 # crates are checked by themselves, because in the workspace others switch features on for them.
 lint: setup ## Checks formatting, clippy, the lower crates alone, and the documentation
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets $(WITH_FEATURES) -- -D warnings
 	$(CARGO) clippy $(LOCKED) --workspace --all-targets --no-default-features -- -D warnings
 	$(CARGO) check $(LOCKED) -p memcube-schemas
 	$(CARGO) check $(LOCKED) -p memcube-actors
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(LOCKED) --no-deps --workspace
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(LOCKED) --no-deps --workspace $(WITH_FEATURES)
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo 'cargo deny check bans licenses sources'; \
 		cargo deny check bans licenses sources; \

@@ -3,6 +3,9 @@
 # way to fetch the embedding model. As root on a machine with `apt-get` it installs what is missing;
 # elsewhere it says what is missing, what each is for, and the line to type. It touches nothing, and
 # asks the network for nothing, when all is there.
+#
+# MEMCUBE_FEATURES names the cargo features that will be built (separated by spaces or commas): `fdb`
+# also needs libclang, `lance` also needs `protoc`, `full` both.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -14,9 +17,12 @@ toolchain=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
 cache=${XDG_CACHE_HOME:-${HOME:-}/.cache}
 model_dir=${MEMCUBE_MODEL_DIR:-$cache/memcube/models/minilm-l6-v2}
 
+features=" $(printf '%s' "${MEMCUBE_FEATURES:-}" | tr ',' ' ') "
+
 say() { printf '%s\n' "$*"; }
 warn() { printf '%s\n' "$*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
+builds() { case $features in *" $1 "* | *" full "*) true ;; *) false ;; esac; }
 
 # What is missing, as `name: what it is for`, one a line, and the packages that bring it.
 missing=
@@ -33,6 +39,12 @@ check() {
     have cc || need "a C compiler (\`cc\`)" "links every program, and compiles the TLS library" \
         "gcc libc6-dev"
     have make || need "\`make\`" "runs the commands of the Makefile" "make"
+    if builds fdb && ! libclang_here; then
+        need "libclang" "reads the headers of FoundationDB's client (feature \`fdb\`)" "libclang-dev"
+    fi
+    if builds lance && ! have protoc; then
+        need "\`protoc\`" "compiles the formats of LanceDB (feature \`lance\`)" "protobuf-compiler"
+    fi
     if ! have cargo && ! have curl; then
         need "\`curl\`" "fetches rustup, the installer of \`cargo\`" "curl"
     fi
@@ -50,6 +62,16 @@ model_here() {
     while read -r _ name; do
         [ -f "$model_dir/$name" ] || return 1
     done <deploy/models/minilm-l6-v2.sha256
+}
+
+libclang_here() {
+    [ -n "${LIBCLANG_PATH:-}" ] && return 0
+    for library in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* \
+        /usr/lib64/libclang*.so* /usr/lib/libclang*.so* /usr/local/lib/libclang*.so* \
+        /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
+        [ -e "$library" ] && return 0
+    done
+    return 1
 }
 
 can_fetch() {
@@ -100,11 +122,11 @@ if [ -n "$missing" ]; then
         if have apt-get; then
             warn "  sudo apt-get update && sudo apt-get install -y --no-install-recommends$apt"
         elif have dnf; then
-            warn "  sudo dnf install gcc make python3-pip curl ca-certificates"
+            warn "  sudo dnf install gcc make python3-pip curl ca-certificates clang-devel protobuf-compiler"
         elif have pacman; then
-            warn "  sudo pacman -S --needed gcc make python-pip curl ca-certificates"
+            warn "  sudo pacman -S --needed gcc make python-pip curl ca-certificates clang protobuf"
         elif have apk; then
-            warn "  apk add gcc musl-dev make py3-pip curl ca-certificates"
+            warn "  apk add gcc musl-dev make py3-pip curl ca-certificates clang-dev protoc"
         elif have xcode-select; then
             warn "  xcode-select --install"
         else

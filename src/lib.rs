@@ -4,8 +4,10 @@
 //! command line and the HTTP gateway around the same thing. See ARCHITECTURE.md for where things
 //! are.
 
+mod backup_stream;
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod environment;
 pub mod gateway;
 pub mod import;
@@ -16,6 +18,7 @@ pub mod storage;
 pub mod telemetry;
 
 pub use memcube_actors as actors;
+pub use memcube_actors::backup;
 pub use memcube_actors::cube::{AddRequest, DeleteRequest, SearchRequest, UpdateRequest};
 pub use memcube_actors::{CubeHandle, Cubes, Error, ErrorKind, Result, TenantContext};
 pub use memcube_schemas as schemas;

@@ -7,16 +7,20 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
-    storage::{InMemoryStore, SharedStore},
+    storage::{InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, gate},
+    vectors::{self, VectorParts},
 };
 
-use memcube_schemas::NodeId;
+use memcube_schemas::{NodeId, limits::TABLE_IN_RAM_ROWS_MAX};
 
 use crate::{
-    environment, inference,
-    settings::{EmbedderKind, Settings, StoreKind},
-    storage::EmbeddedStore,
+    cluster, environment, inference,
+    settings::{EmbedderKind, Settings, StoreKind, VectorsKind},
+    storage::{self, EmbeddedStore},
 };
+
+/// The name of a node that is alone with its store.
+const ALONE: &str = "local";
 
 /// Builds a node. Parts that are not given come from the settings.
 #[derive(Default)]
@@ -26,6 +30,7 @@ pub struct NodeBuilder {
     environment: Option<Environment>,
     embedder: Option<Arc<dyn Embedder>>,
     cluster: Option<(NodeId, ClusterParts)>,
+    vectors: Option<SharedVectorIndex>,
 }
 
 impl NodeBuilder {
@@ -57,26 +62,45 @@ impl NodeBuilder {
         self
     }
 
-    /// As one of several nodes over the same store, under this id. Every node needs an id of its
-    /// own, and a store that all of them share.
+    /// As one of several nodes over the same store, under this id, in place of what the settings say
+    /// in `[cluster]`. Every node needs an id of its own, and a store that all of them share.
     #[must_use]
     pub fn with_cluster(mut self, node: NodeId, parts: ClusterParts) -> Self {
         self.cluster = Some((node, parts));
         self
     }
 
+    /// With this vector index in place of the one that the settings name.
+    #[must_use]
+    pub fn with_vectors(mut self, index: SharedVectorIndex) -> Self {
+        self.vectors = Some(index);
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
-    /// `Unavailable` when the data directory or the model cannot be opened, with what to do about
-    /// it.
+    /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
+    /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster } = self;
+        let Self { settings, store, environment, embedder, cluster, vectors } = self;
         let environment = environment.unwrap_or_else(environment::system);
+        // First, because what is wrong with it is found at once.
+        let (node, cluster) = match cluster {
+            Some((node, parts)) => (node, Some(parts)),
+            None => {
+                let kind = store.is_none().then_some(settings.store.kind);
+                match cluster::open(&settings, kind).await? {
+                    Some((node, parts)) => (node, Some(parts)),
+                    None => (NodeId::new(ALONE)?, None),
+                }
+            }
+        };
         let store = match store {
             Some(store) => store,
             None => open_store(&settings).await?,
         };
+        gate::pass(&*store, &environment).await?;
         let model = match embedder {
             Some(model) => Some(model),
             None => open_embedder(&settings).await?,
@@ -85,10 +109,23 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
-        let (node, cluster) = match cluster {
-            Some((node, parts)) => (node, Some(parts)),
-            None => (NodeId::new("local")?, None),
+        // Each node has tables of its own, and so a place of its own in the feed.
+        let consumer = match &cluster {
+            Some(_) => format!("vectors@{node}"),
+            None => "vectors".to_owned(),
         };
+        let vectors = match vectors {
+            Some(index) => Some(index),
+            None => open_vectors(&settings, &environment).await?,
+        };
+        let vectors = vectors.map(|index| VectorParts {
+            index,
+            settings: vectors::VectorSettings {
+                consumer,
+                apply_after_ms: settings.vectors.apply_after_ms,
+                optimize_after_ms: settings.vectors.optimize_after_ms,
+            },
+        });
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
@@ -97,6 +134,7 @@ impl NodeBuilder {
             passivate_after_ms: settings.cube.passivate_after_ms,
             hot_cubes_max: settings.cube.hot_cubes_max,
             cluster,
+            vectors,
         })
         .await?;
         Ok(Node { cubes, store, environment, settings })
@@ -148,7 +186,8 @@ impl Node {
     }
 }
 
-async fn open_store(settings: &Settings) -> Result<SharedStore> {
+/// Opens the state store that the settings name.
+pub(crate) async fn open_store(settings: &Settings) -> Result<SharedStore> {
     match settings.store.kind {
         StoreKind::InMemory => Ok(Arc::new(InMemoryStore::default())),
         StoreKind::Embedded => {
@@ -157,6 +196,7 @@ async fn open_store(settings: &Settings) -> Result<SharedStore> {
             let opened = opened.map_err(|error| Error::internal(error.to_string()))?;
             Ok(Arc::new(opened?))
         }
+        StoreKind::FoundationDb => Ok(storage::open_foundationdb(&settings.store).await?),
     }
 }
 
@@ -169,4 +209,40 @@ async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>>
             opened.map_err(|error| Error::internal(error.to_string()))?.map(Some)
         }
     }
+}
+
+async fn open_vectors(
+    settings: &Settings,
+    environment: &Environment,
+) -> Result<Option<SharedVectorIndex>> {
+    match settings.vectors.kind {
+        VectorsKind::None => Ok(None),
+        VectorsKind::InRam => {
+            let index = InMemoryVectorIndex::new(environment.clone(), TABLE_IN_RAM_ROWS_MAX);
+            Ok(Some(Arc::new(index)))
+        }
+        VectorsKind::Lance => open_lance(settings).await.map(Some),
+    }
+}
+
+#[cfg(feature = "lance")]
+async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
+    let options = crate::storage::LanceOptions {
+        directory: if settings.vectors.url.is_empty() {
+            settings.store.data_dir.join("vectors")
+        } else {
+            settings.vectors.url.clone().into()
+        },
+        approximate_rows_min: settings.vectors.approximate_rows_min,
+    };
+    Ok(Arc::new(crate::storage::LanceIndex::open(options).await?))
+}
+
+#[cfg(not(feature = "lance"))]
+#[expect(clippy::unused_async, reason = "as it is with the feature")]
+async fn open_lance(_settings: &Settings) -> Result<SharedVectorIndex> {
+    Err(Error::invalid(
+        "`vectors.kind` is `lance`, which this build leaves out; build with `--features lance`, or \
+         set it to `in-ram` or `none`",
+    ))
 }

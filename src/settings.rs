@@ -1,6 +1,8 @@
 //! Settings: one structure, from defaults, a file, the environment and the command line, in this
 //! order.
 
+mod cluster;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -14,10 +16,14 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::storage::objects::Place;
+pub(crate) use self::cluster::split_address;
+pub use self::cluster::{ClusterSettings, Secret};
+use crate::storage::blobs::Place;
 
 /// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
 const ENV_PREFIX: &str = "MEMCUBE__";
+/// It stands in every key of FoundationDB.
+const FDB_PREFIX_BYTES_MAX: usize = 64;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -33,6 +39,10 @@ pub struct Settings {
     pub cube: CubeSettings,
     /// The model that embeds.
     pub embedder: EmbedderSettings,
+    /// The other machines.
+    pub cluster: ClusterSettings,
+    /// Searches over many cubes.
+    pub vectors: VectorSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -60,21 +70,58 @@ pub enum StoreKind {
     Embedded,
     /// Nothing survives the process; for tests.
     InMemory,
+    /// A FoundationDB cluster, which any number of nodes share.
+    #[serde(rename = "foundationdb")]
+    FoundationDb,
+}
+
+impl StoreKind {
+    /// The name in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::InMemory => "in-memory",
+            Self::FoundationDb => "foundationdb",
+        }
+    }
+
+    /// Whether several processes may use such a store at the same time.
+    #[must_use]
+    pub const fn is_shared(self) -> bool {
+        match self {
+            Self::Embedded | Self::InMemory => false,
+            Self::FoundationDb => true,
+        }
+    }
 }
 
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StoreSettings {
-    /// `embedded` or `in-memory`.
+    /// `embedded`, `in-memory` or `foundationdb`.
     pub kind: StoreKind,
-    /// The directory that holds everything.
+    /// The directory that holds everything that this node keeps by itself.
     pub data_dir: PathBuf,
+    /// The cluster file of FoundationDB; without one, its client takes `/etc/foundationdb/fdb.cluster`.
+    pub fdb_cluster_file: Option<PathBuf>,
+    /// FoundationDB's client library; without one, `libfdb_c.so` is looked for where the system
+    /// looks for libraries.
+    pub fdb_client_library: Option<PathBuf>,
+    /// The name under which everything lies in FoundationDB, so that installations share a cluster.
+    pub fdb_prefix: String,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { kind: StoreKind::default(), data_dir: default_data_dir() }
+        Self {
+            kind: StoreKind::default(),
+            data_dir: default_data_dir(),
+            fdb_cluster_file: None,
+            fdb_client_library: None,
+            fdb_prefix: "memcube".to_owned(),
+        }
     }
 }
 
@@ -83,7 +130,8 @@ impl Default for StoreSettings {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlobSettings {
     /// `file:///folder`, `s3://bucket/folder`, `gs://bucket/folder`, `az://container/folder`,
-    /// `memory:` or `none`; by default the directory `blobs` in the data directory. Credentials
+    /// `memory:` or `none`. By default it is the directory `blobs` in the data directory, and with
+    /// FoundationDB `none`, because all nodes have to reach it. Credentials
     /// come from the usual variables, such as `AWS_ACCESS_KEY_ID`.
     pub url: Option<String>,
     /// The address of a server that speaks the protocol of S3 or Azure, such as
@@ -154,6 +202,61 @@ pub struct EmbedderSettings {
 impl Default for EmbedderSettings {
     fn default() -> Self {
         Self { kind: EmbedderKind::default(), model_dir: default_model_dir(), threads: 0 }
+    }
+}
+
+/// The kinds of vector tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum VectorsKind {
+    /// None: a search over several cubes asks each of them, up to 64.
+    #[default]
+    None,
+    /// Tables in the RAM of the process, built anew at every start; about 2 KB a memory.
+    InRam,
+    /// LanceDB tables in a directory. Needs the feature `lance`.
+    Lance,
+}
+
+impl VectorsKind {
+    /// The name in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::InRam => "in-ram",
+            Self::Lance => "lance",
+        }
+    }
+}
+
+/// `[vectors]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct VectorSettings {
+    /// `none`, `in-ram` or `lance`.
+    pub kind: VectorsKind,
+    /// Where the tables of `lance` are: a directory, of this node alone; empty for `vectors` in
+    /// the data directory.
+    pub url: String,
+    /// Milliseconds for which changes are gathered before they are applied together.
+    pub apply_after_ms: u64,
+    /// Milliseconds after which a table that changed is compacted and its indexes are brought up
+    /// to date.
+    pub optimize_after_ms: u64,
+    /// Rows of one table from which on it gets an approximate index for searches over all cubes.
+    pub approximate_rows_min: usize,
+}
+
+impl Default for VectorSettings {
+    fn default() -> Self {
+        Self {
+            kind: VectorsKind::default(),
+            url: String::new(),
+            apply_after_ms: 1_000,
+            optimize_after_ms: 600_000,
+            approximate_rows_min: 100_000,
+        }
     }
 }
 
@@ -249,6 +352,13 @@ impl Settings {
     /// # Errors
     /// Every value that makes no sense.
     pub fn validate(self) -> Result<Self, SettingsError> {
+        let mut mistakes = self.mistakes_in_values();
+        mistakes.extend(self.cluster.mistakes_together(Some(self.store.kind), self.http.listen));
+        if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
+    }
+
+    /// What is wrong with single values, whatever the others are.
+    fn mistakes_in_values(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.cube.hot_cubes_max == 0 {
             mistakes.push("`cube.hot-cubes-max` must be at least 1".to_owned());
@@ -265,13 +375,30 @@ impl Settings {
         if self.blobs.snapshot_items_min == 0 {
             mistakes.push("`blobs.snapshot-items-min` must be at least 1".to_owned());
         }
+        if self.store.fdb_prefix.is_empty() || self.store.fdb_prefix.len() > FDB_PREFIX_BYTES_MAX {
+            let range = format!("between 1 and {FDB_PREFIX_BYTES_MAX}");
+            mistakes.push(format!("`store.fdb-prefix` must have {range} bytes"));
+        }
         if self.embedder.threads > 1_024 {
             mistakes.push("`embedder.threads` must be at most 1024".to_owned());
+        }
+        if self.vectors.apply_after_ms == 0 || self.vectors.optimize_after_ms == 0 {
+            mistakes.push(
+                "`vectors.apply-after-ms` and `vectors.optimize-after-ms` must be at least 1"
+                    .to_owned(),
+            );
+        }
+        if self.vectors.url.contains("://") {
+            mistakes.push(
+                "`vectors.url` must be a directory: tables in object stores are not supported"
+                    .to_owned(),
+            );
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             mistakes.push(format!("`log.filter` cannot be read: {error}"));
         }
-        if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
+        mistakes.extend(self.cluster.mistakes_in_values());
+        mistakes
     }
 }
 
@@ -290,8 +417,8 @@ fn check_section(sources: &Figment, section: &str, value: &Value, mistakes: &mut
             for error in error {
                 mistakes.push(format!("`{section}.{key}`{origin}: {}", error.kind));
             }
-        } else if let Ok(Err(error)) = one.extract::<Settings>().map(Settings::validate) {
-            mistakes.extend(error.mistakes);
+        } else if let Ok(settings) = one.extract::<Settings>() {
+            mistakes.extend(settings.mistakes_in_values());
         }
     }
 }
@@ -340,6 +467,20 @@ mod tests {
         for part in ["http.listen", "http.port", "store.kind", "cube.hot-cubes-max"] {
             assert!(error.to_string().contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_told_once_all_values_are_good() {
+        let error = load("[cluster]\nenabled = true\n").expect_err("three mistakes");
+        assert_eq!(error.mistakes.len(), 3, "{error}");
+        for part in ["cluster.node", "cluster.secret", "store.kind"] {
+            assert!(error.to_string().contains(part), "{part} in {error}");
+        }
+        let text = "[cluster]\nenabled = true\nnode = \"a\"\nsecret = \"0123456789abcdef\"\n";
+        let settings = load(&format!("{text}[store]\nkind = \"foundationdb\"\n"));
+        assert!(settings.expect("it is valid").cluster.enabled);
+        let error = load("[cluster]\nsecret = \"short\"\nnode = \"\"\n").expect_err("two");
+        assert_eq!(error.mistakes.len(), 2, "{error}");
     }
 
     #[test]

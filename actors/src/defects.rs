@@ -31,6 +31,8 @@ pub enum Defect {
     LostWake,
     /// A call whose commit failed keeps its place in the queue.
     LeakedPlace,
+    /// A search over several cubes shows what a table names without a look at its row.
+    UncheckedCandidate,
 }
 
 impl Defect {

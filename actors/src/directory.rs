@@ -12,7 +12,13 @@ use std::{
 };
 
 use dashmap::DashMap;
-use memcube_schemas::{CubeId, NodeId, TenantId, limits::CUBE_INFLIGHT_MAX};
+use memcube_schemas::{
+    CubeId, NodeId, TenantId,
+    codec::decode,
+    keys,
+    limits::{CUBE_INFLIGHT_MAX, TENANT_SEARCHES_MAX},
+    node::NodeRecord,
+};
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -28,8 +34,9 @@ use crate::{
     environment::Environment,
     error::{Error, Result},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    storage::SharedStore,
+    storage::{RangeRead, SharedStore},
     tenant::TenantContext,
+    vectors::{SearchPlaces, VectorParts, VectorTier},
 };
 
 /// Fixed, so that two processes build the same map.
@@ -85,6 +92,8 @@ pub struct NodeParts {
     pub hot_cubes_max: usize,
     /// How to reach the other nodes; `None` for a node that is alone with its store.
     pub cluster: Option<ClusterParts>,
+    /// Where vectors of many cubes are searched; without it such searches ask the cubes.
+    pub vectors: Option<VectorParts>,
 }
 
 /// How full a queue is.
@@ -116,6 +125,9 @@ pub(crate) struct Shared {
     store: SharedStore,
     environment: Environment,
     embedder: Option<EmbedderHandle>,
+    /// Where vectors of many cubes are searched.
+    pub(crate) vectors: Option<VectorTier>,
+    pub(crate) search_places: SearchPlaces,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -159,7 +171,7 @@ impl Cubes {
     pub async fn start(parts: NodeParts) -> Result<Self> {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
-        let NodeParts { store, environment, embedder, node, cluster, .. } = parts;
+        let NodeParts { store, environment, embedder, node, cluster, vectors, .. } = parts;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -187,6 +199,13 @@ impl Cubes {
             None => None,
         };
         let host = CubeHost::start(Arc::clone(&directory), hydrator.clone(), settings).await?;
+        let vectors = match vectors {
+            Some(parts) => {
+                let (store, environment) = (Arc::clone(&store), environment.clone());
+                Some(VectorTier::start(parts, store, environment, embedder.clone()).await?)
+            }
+            None => None,
+        };
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -198,6 +217,8 @@ impl Cubes {
             store,
             environment,
             embedder,
+            vectors,
+            search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -231,6 +252,7 @@ impl Cubes {
             QueueDepth { name: "the fullest cube", depth: fullest, bound: CUBE_INFLIGHT_MAX },
             host.queue(),
         ];
+        queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
         queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
         queues
@@ -254,6 +276,9 @@ impl Cubes {
             cluster.membership.kill();
         }
         self.shared.host.kill();
+        if let Some(vectors) = &self.shared.vectors {
+            vectors.kill();
+        }
         if let Some(embedder) = &self.shared.embedder {
             embedder.kill();
         }
@@ -266,8 +291,12 @@ impl Cubes {
             cluster.peers.close();
         }
         self.shared.host.shut_down().await;
+        if let Some(vectors) = &self.shared.vectors {
+            vectors.stop().await;
+        }
         if let Some(cluster) = &self.shared.cluster {
             cluster.membership.leave().await;
+            cluster.peers.hang_up().await;
         }
         if let Some(embedder) = &self.shared.embedder {
             embedder.stop().await;
@@ -281,6 +310,34 @@ impl Cubes {
         self.shared.host.is_alive()
             && self.shared.views.borrow().is_serving
             && cluster.is_none_or(|cluster| cluster.membership.is_alive())
+            && self.shared.vectors.as_ref().is_none_or(VectorTier::is_alive)
+    }
+
+    /// Whether this node is one of several, and stands among them: it is registered, and has not
+    /// begun to leave.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.shared.cluster.as_ref().is_some_and(|cluster| {
+            let is_serving = self.shared.views.borrow().is_serving;
+            is_serving && cluster.membership.is_alive() && !cluster.peers.is_closed()
+        })
+    }
+
+    /// Whether this node is one of several.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.shared.cluster.is_some()
+    }
+
+    /// What all nodes of the installation last said of themselves, in the order of their names.
+    /// Empty for a node that is alone with its store.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be read.
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>> {
+        let output = self.shared.store.read(vec![RangeRead::all(keys::nodes())]).await?;
+        let entries = output.pages.into_iter().flat_map(|page| page.entries);
+        entries.map(|entry| Ok(decode(&entry.value)?)).collect()
     }
 
     /// The model that embeds, if one is configured.

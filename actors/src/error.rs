@@ -60,6 +60,13 @@ impl Error {
         self
     }
 
+    /// The same error, with something more to know.
+    #[must_use]
+    pub fn with_note(mut self, note: &str) -> Self {
+        self.message = format!("{}; {note}", self.message);
+        self
+    }
+
     /// What the caller should do.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {

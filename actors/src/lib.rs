@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+pub mod backup;
 pub mod cluster;
 pub mod cube;
 pub mod defects;
@@ -18,6 +19,7 @@ pub mod metrics;
 pub mod reader;
 pub mod storage;
 pub mod tenant;
+pub mod vectors;
 
 pub use cube::CubeHandle;
 pub use directory::{CubeDescription, Cubes, NodeParts};

@@ -32,6 +32,10 @@ pub const NODES_DECLARED_DEAD_TOTAL: &str = "memcube_nodes_declared_dead_total";
 pub const PEER_CALLS_TOTAL: &str = "memcube_peer_calls_total";
 /// Frames of other nodes that arrived a second time and were dropped.
 pub const PEER_FRAMES_REPEATED_TOTAL: &str = "memcube_peer_frames_repeated_total";
+/// Frames for other nodes, by `outcome`: `sent`, or why they were lost.
+pub const PEER_FRAMES_SENT_TOTAL: &str = "memcube_peer_frames_sent_total";
+/// Frames that arrived, by `outcome`: `taken`, or why they were refused.
+pub const PEER_FRAMES_HEARD_TOTAL: &str = "memcube_peer_frames_heard_total";
 /// Memories added; repetitions that were folded are labelled `folded="true"`.
 pub const MEMORIES_ADDED_TOTAL: &str = "memcube_memories_added_total";
 /// Texts embedded, by `priority`.
@@ -56,6 +60,20 @@ pub const SNAPSHOT_BYTES: &str = "memcube_snapshot_bytes";
 pub const SNAPSHOT_FALLBACKS_TOTAL: &str = "memcube_snapshot_fallbacks_total";
 /// Objects that nothing referred to and that were removed.
 pub const BLOBS_REMOVED_TOTAL: &str = "memcube_blobs_removed_total";
+/// Searches over several cubes, by `outcome`.
+pub const TENANT_SEARCHES_TOTAL: &str = "memcube_tenant_searches_total";
+/// Time of a search over several cubes, embedding of the question included.
+pub const TENANT_SEARCH_SECONDS: &str = "memcube_tenant_search_seconds";
+/// Memories that a search read itself because the vector tier had not seen their change yet.
+pub const TENANT_SEARCH_UNINDEXED: &str = "memcube_tenant_search_unindexed";
+/// Rows that the vector tier took in.
+pub const VECTOR_ROWS_APPLIED_TOTAL: &str = "memcube_vector_rows_applied_total";
+/// Time to bring one batch into the vector tier.
+pub const VECTOR_APPLY_SECONDS: &str = "memcube_vector_apply_seconds";
+/// Shards of tenants that were built in the vector tier from their rows.
+pub const VECTOR_BUILDS_TOTAL: &str = "memcube_vector_builds_total";
+/// Failures of the vector tier, each tried again.
+pub const VECTOR_FAILURES_TOTAL: &str = "memcube_vector_failures_total";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -70,6 +88,8 @@ pub fn describe() {
     counter(NODES_DECLARED_DEAD_TOTAL, "nodes declared dead");
     counter(PEER_CALLS_TOTAL, "calls to other nodes");
     counter(PEER_FRAMES_REPEATED_TOTAL, "frames that arrived twice");
+    counter(PEER_FRAMES_SENT_TOTAL, "frames for other nodes");
+    counter(PEER_FRAMES_HEARD_TOTAL, "frames of other nodes");
     describe_gauge!(NODES_ALIVE, Unit::Count, "nodes alive, as this one sees them");
     counter(MEMORIES_ADDED_TOTAL, "memories added");
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
@@ -77,6 +97,11 @@ pub fn describe() {
     counter(SNAPSHOTS_TOTAL, "snapshots of cubes");
     counter(SNAPSHOT_FALLBACKS_TOTAL, "snapshots that could not be used");
     counter(BLOBS_REMOVED_TOTAL, "objects removed that nothing referred to");
+    counter(TENANT_SEARCHES_TOTAL, "searches over several cubes");
+    counter(VECTOR_ROWS_APPLIED_TOTAL, "rows that the vector tier took in");
+    counter(VECTOR_BUILDS_TOTAL, "shards built in the vector tier from their rows");
+    counter(VECTOR_FAILURES_TOTAL, "failures of the vector tier");
+    describe_histogram!(TENANT_SEARCH_UNINDEXED, Unit::Count, "memories not indexed yet");
     describe_gauge!(CUBES_HOT, Unit::Count, "cube actors hydrated now");
     describe_gauge!(CUBES_QUARANTINED, Unit::Count, "cubes in quarantine now");
     let seconds = |name: &'static str, text: &'static str| {
@@ -88,6 +113,8 @@ pub fn describe() {
     seconds(CUBE_HYDRATE_SECONDS, "time to hydrate a cube");
     seconds(SNAPSHOT_SECONDS, "time to make and store a snapshot");
     describe_histogram!(SNAPSHOT_BYTES, Unit::Bytes, "bytes of one snapshot");
+    seconds(TENANT_SEARCH_SECONDS, "time of a search over several cubes");
+    seconds(VECTOR_APPLY_SECONDS, "time to bring one batch into the vector tier");
     seconds(EMBED_BATCH_SECONDS, "time of one forward pass of the embedder");
     seconds(STORE_COMMIT_SECONDS, "time of a commit, fsync included");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");

@@ -71,16 +71,17 @@ where
     bytes
 }
 
-/// Reads a value back from its envelope.
+/// Whether bytes are an envelope with the kind of a stored type, and not damaged. Does not look at
+/// what is in it, so that it also tells of values in a newer format.
 ///
 /// # Errors
-/// [`DecodeError`] when the bytes are of another type, of an unknown format version, or damaged.
-pub fn decode<T>(bytes: &[u8]) -> Result<T, DecodeError>
-where
-    T: Stored + Archive,
-    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
-        + Deserialize<T, HighDeserializer<rancor::Error>>,
-{
+/// [`DecodeError`] with what is wrong.
+pub fn check_envelope<T: Stored>(bytes: &[u8]) -> Result<(), DecodeError> {
+    open_envelope::<T>(bytes).map(|_| ())
+}
+
+/// The format version in an envelope, and the payload.
+fn open_envelope<T: Stored>(bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
     let refuse = |reason: String| DecodeError { expected: T::NAME, reason };
     let (header, payload) = bytes
         .split_at_checked(HEADER_BYTES)
@@ -95,18 +96,32 @@ where
     if crc32c::crc32c(payload) != checksum {
         return Err(refuse("the checksum does not match, the bytes are damaged".to_owned()));
     }
+    Ok((header[3], payload))
+}
+
+/// Reads a value back from its envelope.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are of another type, of an unknown format version, or damaged.
+pub fn decode<T>(bytes: &[u8]) -> Result<T, DecodeError>
+where
+    T: Stored + Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+        + Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    let refuse = |reason: String| DecodeError { expected: T::NAME, reason };
+    let (format, payload) = open_envelope::<T>(bytes)?;
     let mut aligned: AlignedVec = AlignedVec::with_capacity(payload.len());
     aligned.extend_from_slice(payload);
-    let read = if header[3] == T::FORMAT {
+    let read = if format == T::FORMAT {
         Some(rkyv::from_bytes::<T, rancor::Error>(&aligned))
     } else {
-        T::decode_former(header[3], &aligned)
+        T::decode_former(format, &aligned)
     };
     match read {
         Some(value) => value.map_err(|error| refuse(error.to_string())),
         None => Err(refuse(format!(
-            "it has format version {}, this memcube reads version {}; use the one that wrote it",
-            header[3],
+            "it has format version {format}, this memcube reads version {}; use the one that wrote it",
             T::FORMAT
         ))),
     }

@@ -64,12 +64,26 @@ pub struct ChangedText {
 /// Which items a deletion means.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Selection {
-    /// These; an unknown one fails the whole command.
+    /// These, as many as one commit deletes; an unknown or frozen one fails the whole command.
     Ids(Vec<MemoryId>),
     /// Those of one conversation that are not frozen, as many as one commit deletes.
     Conversation(ConversationId),
     /// All that are not frozen, as many as one commit deletes.
     All,
+}
+
+/// The place of some drafts in the add that they belong to. An add that is too large for one commit
+/// comes in parts, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct AddPart {
+    /// Drafts of the same add that came before.
+    pub offset: usize,
+    /// Drafts of the whole add.
+    pub total: usize,
+    /// Tells the whole add from others: the same for each of its parts.
+    pub fingerprint: u64,
+    /// The item that holds the draft just before.
+    pub after: Option<MemoryId>,
 }
 
 /// A request to change a cube.
@@ -81,6 +95,8 @@ pub enum CubeCommand {
         drafts: Vec<MemoryDraft>,
         /// Makes a retry harmless.
         request: Option<RequestId>,
+        /// Which part of an add these drafts are.
+        part: AddPart,
     },
     /// Change one item.
     UpdateMemory {
@@ -153,6 +169,8 @@ pub enum CubeReply {
     Added {
         /// What became of the drafts.
         memories: Vec<AddedMemory>,
+        /// Drafts of the whole add that are remembered by now.
+        until: usize,
         /// The cube's version after it.
         version: Version,
     },
@@ -165,6 +183,8 @@ pub enum CubeReply {
     Deleted {
         /// The items that are gone.
         ids: Vec<MemoryId>,
+        /// Whether the selection held more than one commit deletes.
+        more: bool,
         /// The cube's version after it.
         version: Version,
     },

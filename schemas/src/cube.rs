@@ -148,7 +148,7 @@ pub struct RequestRecord {
     /// Identifies what was asked, so that a reused key with another request is refused.
     pub fingerprint: u64,
     /// For each draft, in order: the item that holds it, and whether it was folded into a known
-    /// one.
+    /// one. While an add goes on that is too large for one commit, those of its parts so far.
     pub added: Vec<(MemoryId, bool)>,
     /// The cube's version after it.
     pub version: Version,

@@ -1,7 +1,7 @@
 //! The event feed: what every commit of every cube did, in the order of the commits, for whoever
 //! derives something from it. It holds identifiers, never a text.
 
-use rkyv::{Archive, Deserialize, Serialize};
+use rkyv::{Archive, Deserialize, Serialize, rancor};
 
 use crate::{
     codec::Stored,
@@ -32,13 +32,15 @@ pub enum FeedChange {
     Items(Vec<(MemoryId, ItemChange, u32)>),
     /// The cube was deleted with everything in it.
     CubeErased,
+    /// The cube came whole out of a backup, at the version that it had there.
+    CubeRestored,
 }
 
 /// One commit of one cube. Stored under `keys::feed_prefix` and a versionstamp.
 ///
 /// Invariant: in the order of the stamps, the versions of a cube that was made since 0.2.0 are 0
-/// (made), 1, 2, … until it is erased. The feed of an older cube begins with its first change
-/// since.
+/// (made), 1, 2, … until it is erased; those of a cube that was restored begin with that of the
+/// backup. The feed of an older cube begins with its first change since.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct FeedRecord {
     /// Which cube.
@@ -56,7 +58,12 @@ pub struct FeedRecord {
 impl Stored for FeedRecord {
     const NAME: &'static str = "feed record";
     const KIND: u8 = 9;
-    const FORMAT: u8 = 1;
+    const FORMAT: u8 = 2;
+
+    fn decode_former(format: u8, payload: &[u8]) -> Option<Result<Self, rancor::Error>> {
+        // Format 1 had no `CubeRestored`, and is laid out the same.
+        (format == 1).then(|| rkyv::from_bytes(payload))
+    }
 }
 
 /// How far a shard of a feed was read by a consumer (`keys::feed_cursor`), or cut off

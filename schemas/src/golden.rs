@@ -14,12 +14,17 @@ use rkyv::{
 };
 
 use crate::{
+    backup::{
+        BackupApiKey, BackupCube, BackupManifest, BackupPart, BackupRow, LeftOut, PartContents,
+        PartRef, RowChange,
+    },
     blob::{BlobId, BlobRecord, BlobState},
     call::{ArmScores, CubeAnswer, CubeCall, Hit, RecallRequest, SearchOutcome, SearchRequest},
     codec::{Stored, decode, encode},
     conversation::Role,
     cube::{ApiKeyRecord, CubeManifest, Ownership, RequestRecord, SnapshotRef},
     feed::{FeedChange, FeedMark, FeedRecord, ItemChange},
+    gate::SchemaGate,
     ids::{
         ConversationId, CubeId, Epoch, Incarnation, MemoryId, ModelId, NodeId, Stamp, TenantId,
         UserId, Version,
@@ -137,6 +142,7 @@ fn what_was_once_written_stays_readable() {
         sections: vec![Section { kind: SectionKind::Items, bytes: 4_096, checksum: 0x0102_0304 }],
     });
     check(&TailRecord { items: vec![MemoryId::from_parts(1, 1), MemoryId::from_parts(2, 2)] });
+    check(&SchemaGate { current: 3, min_reader: 1, min_writer: 2 });
     check(&FeedMark { stamp: Stamp::end_of(Version(11)) });
     check(&Ownership {
         epoch: Epoch(3),
@@ -160,13 +166,9 @@ fn what_was_once_written_stays_readable() {
         state: NodeState::Alive,
         address: "10.0.0.1:7710".to_owned(),
     });
-    check(&FeedRecord {
-        cube: CubeId::new("ann").expect("valid"),
-        epoch: Epoch(3),
-        version: Version(9),
-        at_ms: 1_700_000_000_004,
-        change: FeedChange::Items(vec![(MemoryId::from_parts(1, 1), ItemChange::Updated, 2)]),
-    });
+    check(&feed_record());
+    check(&backup_manifest());
+    check(&BackupPart { number: 2, contents: PartContents::Rows(backup_rows()) });
     check(&frame(PeerBody::Call(PeerCall::Cube {
         tenant: TenantId::new("acme").expect("valid"),
         principal: "key of Ann".to_owned(),
@@ -185,6 +187,83 @@ fn answers_of_other_nodes_come_back_as_they_were_sent() {
     let found = SearchOutcome { hits: vec![hit], version: Version(9), tokens: 14, confidence: 0.7 };
     let sent = frame(PeerBody::Answer(PeerAnswer::Cube(CubeAnswer::Found(found))));
     assert_eq!(decode::<PeerFrame>(&encode(&sent)), Ok(sent));
+}
+
+fn feed_record() -> FeedRecord {
+    FeedRecord {
+        cube: CubeId::new("ann").expect("valid"),
+        epoch: Epoch(3),
+        version: Version(9),
+        at_ms: 1_700_000_000_004,
+        change: FeedChange::Items(vec![(MemoryId::from_parts(1, 1), ItemChange::Updated, 2)]),
+    }
+}
+
+fn backup_manifest() -> BackupManifest {
+    let part = |byte| PartRef { bytes: 1 << 20, sha256: [byte; 32] };
+    BackupManifest {
+        run: 0x1122_3344_5566_7788,
+        source: "embedded".to_owned(),
+        memcube: "0.3.0".to_owned(),
+        tenant: Some(TenantId::new("acme").expect("valid")),
+        is_selection: true,
+        started_at_ms: 1_700_000_000_000,
+        finished_at_ms: 1_700_000_000_001,
+        started: Version(11),
+        finished: Version(12),
+        cubes: 2,
+        rows: 3,
+        api_keys: 1,
+        row_parts: vec![part(1), part(2)],
+        cube_parts: vec![part(3)],
+        key_parts: vec![part(4)],
+        left_out: vec![LeftOut {
+            tenant: TenantId::new("acme").expect("valid"),
+            cube: CubeId::new("bob").expect("valid"),
+            reason: "damaged".to_owned(),
+        }],
+    }
+}
+
+fn backup_rows() -> Vec<BackupRow> {
+    let id = MemoryId::from_parts(1, 1);
+    let value = vec![1, 2, 3];
+    let model = ModelId::new("minilm-l6-v2@53aa5117").expect("valid");
+    let request = crate::ids::RequestId::new("again").expect("valid");
+    let changes = [
+        RowChange::Item { id, value: value.clone() },
+        RowChange::History { id, revision: 3, value: value.clone() },
+        RowChange::Vector { model, id, value: value.clone() },
+        RowChange::Request { id: request, value },
+        RowChange::ForgetMemory(id),
+        RowChange::ForgetVectors,
+    ];
+    changes.into_iter().map(|change| BackupRow { scan: 7, change }).collect()
+}
+
+#[test]
+fn every_kind_of_backup_part_comes_back_as_it_was_written() {
+    let cube = BackupCube {
+        tenant: TenantId::new("acme").expect("valid"),
+        cube: CubeId::new("ann").expect("valid"),
+        manifest: vec![1, 2],
+        scan: 7,
+        rows: 6,
+        first_part: 1,
+        last_part: 2,
+    };
+    let key = BackupApiKey { hash: [7; 32], value: vec![3] };
+    for contents in [PartContents::Cubes(vec![cube]), PartContents::ApiKeys(vec![key])] {
+        let part = BackupPart { number: 1, contents };
+        assert_eq!(decode::<BackupPart>(&encode(&part)), Ok(part));
+    }
+}
+
+#[test]
+fn the_feed_of_0_2_0_is_still_read() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/golden/feed_record.v1.bin");
+    let bytes = fs::read(path).expect("the golden file is there");
+    assert_eq!(decode::<FeedRecord>(&bytes), Ok(feed_record()));
 }
 
 #[test]

@@ -33,6 +33,7 @@ const FEED_CURSOR: u16 = 18;
 const BLOB: u16 = 19;
 const BLOB_REFERENCE: u16 = 20;
 const TAIL: u16 = 21;
+const RESTORING: u16 = 22;
 
 /// Shards of a tenant's event feed, so that its newest rows are not one hot spot. Part of the
 /// format: never changed.
@@ -134,6 +135,20 @@ pub fn feed_ring(tenant: &TenantId, shard: u16) -> u16 {
 #[must_use]
 pub fn feed_doorbell(ring: u16) -> Vec<u8> {
     pack(&(INSTALLATION, FEED_DOORBELL, ring))
+}
+
+/// The doorbells of all rings.
+#[must_use]
+pub fn feed_doorbells() -> KeyRange {
+    KeyRange::below(&pack(&(INSTALLATION, FEED_DOORBELL)))
+}
+
+/// The ring that a doorbell belongs to.
+#[must_use]
+pub fn rung(key: &[u8]) -> Option<u16> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let [_, _, Element::Int(ring)] = elements.as_slice() else { return None };
+    u16::try_from(*ring).ok()
 }
 
 /// Says that a shard of a tenant's feed has news, written by every commit to it. Whoever has worked
@@ -294,6 +309,13 @@ pub fn manifests(tenant: &TenantId) -> KeyRange {
     KeyRange::below(&pack(&(tenant.as_str(), MANIFEST)))
 }
 
+/// Says that a cube is being put back from a backup, or that this broke off: its rows may be there,
+/// and its manifest is not.
+#[must_use]
+pub fn restoring(tenant: &TenantId, cube: &CubeId) -> Vec<u8> {
+    pack(&(tenant.as_str(), RESTORING, cube.as_str()))
+}
+
 /// Who owns a cube.
 #[must_use]
 pub fn ownership(tenant: &TenantId, cube: &CubeId) -> Vec<u8> {
@@ -357,7 +379,47 @@ pub fn everything_of_cube(tenant: &TenantId, cube: &CubeId) -> Vec<KeyRange> {
     let below = |kind: u16| KeyRange::below(&pack(&(tenant.as_str(), kind, cube.as_str())));
     let mut ranges: Vec<KeyRange> = [ITEM, HISTORY, VECTOR, REQUEST, TAIL].map(below).into();
     ranges.push(KeyRange::only(manifest(tenant, cube)));
+    ranges.push(KeyRange::only(restoring(tenant, cube)));
     ranges
+}
+
+/// The keys of all tenants after this one, or of all tenants: the first of them names the next
+/// tenant that has any.
+#[must_use]
+pub fn tenants_after(tenant: Option<&TenantId>) -> KeyRange {
+    let mut start = pack(&(tenant.map_or(INSTALLATION, TenantId::as_str),));
+    let mut end = start.clone();
+    // No element of a tuple begins with this byte.
+    start.push(0xff);
+    // Every text begins with the same byte as this one.
+    end.truncate(1);
+    end[0] += 1;
+    KeyRange { start, end }
+}
+
+/// The tenant at the beginning of a key. Works for every key, also one that ends with a stamp.
+#[must_use]
+pub fn leading_tenant(key: &[u8]) -> Option<TenantId> {
+    let text = key.strip_prefix(&pack(&(INSTALLATION,))[..1])?;
+    let length = text.iter().position(|byte| *byte == 0)?;
+    TenantId::new(std::str::from_utf8(&text[..length]).ok()?).ok()
+}
+
+/// The memory and the revision at the end of a history key.
+#[must_use]
+pub fn trailing_revision(key: &[u8]) -> Option<(MemoryId, u32)> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let [.., Element::Bytes(bytes), Element::Int(revision)] = elements.as_slice() else {
+        return None;
+    };
+    let id = MemoryId::from_bytes(bytes.as_ref().try_into().ok()?);
+    Some((id, u32::try_from(*revision).ok()?))
+}
+
+/// The former versions of all items of a cube, by item, oldest first.
+#[must_use]
+pub fn histories(tenant: &TenantId, cube: &CubeId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), HISTORY, cube.as_str())))
 }
 
 /// The idempotency key at the end of a request key.
@@ -418,6 +480,7 @@ mod tests {
                 history(&acme, &cube, id, 3),
                 vector(&acme, &cube, &model, id),
                 manifest(&acme, &cube),
+                restoring(&acme, &cube),
             ];
             for key in &written {
                 let inside = |tenant, cube| {
@@ -427,6 +490,7 @@ mod tests {
                 prop_assert!(!inside(&acme, &other));
                 prop_assert!(!inside(&apex, &cube));
             }
+            prop_assert_eq!(trailing_revision(&written[1]), Some((id, 3)));
             prop_assert_eq!(trailing_memory_id(&written[0]), Some(id));
             prop_assert_eq!(trailing_memory_id(&written[2]), Some(id));
         }
@@ -463,6 +527,31 @@ mod tests {
             let cut = tails_until(&tenant, &cube, version);
             prop_assert!(gone.iter().all(|key| cut.contains(key)));
             prop_assert!(!kept.iter().any(|key| cut.contains(key)));
+        }
+
+        #[test]
+        fn tenants_are_found_one_after_another(
+            mut names in prop::collection::btree_set("[-a-zA-Z0-9_.]{1,6}", 0..8), stamp: [u8; 12],
+        ) {
+            let cube = CubeId::new("ann").expect("valid");
+            let mut rows = vec![api_key(&[7; 32]), schema_gate()];
+            for name in &names {
+                let mut stamped = feed_prefix(&tenant(name), 3);
+                stamped.extend_from_slice(&stamp);
+                prop_assert_eq!(leading_tenant(&stamped), Some(tenant(name)));
+                rows.extend([stamped, manifest(&tenant(name), &cube)]);
+            }
+            rows.sort();
+            let mut last: Option<TenantId> = None;
+            while let Some(key) = {
+                let range = tenants_after(last.as_ref());
+                rows.iter().find(|key| range.contains(key))
+            } {
+                let found = leading_tenant(key).expect("a tenant");
+                prop_assert!(names.remove(found.as_str()), "{} again", found);
+                last = Some(found);
+            }
+            prop_assert!(names.is_empty(), "{:?} not found", names);
         }
 
         #[test]

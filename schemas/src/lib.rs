@@ -6,6 +6,8 @@
 #![warn(missing_docs)]
 
 pub mod api;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
+pub mod backup;
 pub mod blob;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod call;
@@ -15,6 +17,7 @@ pub mod command;
 pub mod conversation;
 pub mod cube;
 pub mod feed;
+pub mod gate;
 #[cfg(test)]
 mod golden;
 pub mod ids;

@@ -12,6 +12,9 @@ pub const TEXT_ID_BYTES_MAX: usize = 256;
 pub const REQUEST_BODY_BYTES_MAX: usize = 32 << 20;
 /// Messages in one add. A larger import is sent in several calls.
 pub const MESSAGES_PER_ADD_MAX: usize = 10_000;
+/// Memories that one add makes of its messages: the record that makes a retry harmless names them
+/// all, and has to fit into one value.
+pub const MEMORIES_PER_ADD_MAX: usize = 12_000;
 /// Bytes of one message: a long document is cut into items, but has to arrive in one piece.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of the text of one memory item: past this the reader splits.
@@ -28,6 +31,9 @@ pub const TAG_BYTES_MAX: usize = 256;
 pub const INFO_BYTES_MAX: usize = 16 << 10;
 /// Source turns kept on one item: exact repetitions beyond this are counted, not listed.
 pub const SOURCES_PER_ITEM_MAX: usize = 32;
+/// Bytes of the contents of the source turns kept on one item; the first is kept in any case. With
+/// text, labels and data, an item stays well below [`VALUE_BYTES_MAX`].
+pub const SOURCES_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a search query: anything longer is not a question.
 pub const QUERY_BYTES_MAX: usize = 64 << 10;
 /// Hits that one search returns at the most.
@@ -45,13 +51,15 @@ pub const ITEMS_PER_CUBE_MAX: usize = 1_000_000;
 pub const CUBE_INFLIGHT_MAX: usize = 256;
 /// Changes that one cube puts into one commit.
 pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
-/// Events after which a commit takes no further command: one more may still bring 10,000 messages.
-pub const EVENTS_PER_COMMIT_MAX: usize = 4_096;
-/// Items that one commit deletes; a larger deletion takes several.
-pub const DELETES_PER_COMMIT_MAX: usize = 10_000;
+/// Events after which a commit takes no further command, and the most that one command may bring: a
+/// larger add or deletion takes several commits.
+pub const EVENTS_PER_COMMIT_MAX: usize = 256;
+/// Bytes after which a commit takes no further command: FoundationDB takes 10 MB, and advises to stay
+/// far below.
+pub const COMMIT_BYTES_AIM: usize = 500_000;
 /// Mutations of one commit: what the fullest one of a cube writes, several times over, and less than
 /// the 65,536 that a versionstamp can number.
-pub const MUTATIONS_PER_COMMIT_MAX: usize = 32_768;
+pub const MUTATIONS_PER_COMMIT_MAX: usize = 16_384;
 /// Bytes of one key in the state store: FoundationDB takes 10,000, and the keys of chunks are up to
 /// twice as long as those of their values.
 pub const KEY_BYTES_MAX: usize = 4 << 10;
@@ -103,6 +111,20 @@ pub const PEER_READ_MS_MAX: u64 = 5_000;
 /// Milliseconds that a node waits for another's answer to anything else: a change, whose outcome
 /// nobody knows afterwards, or a hand-over, which reads a whole cube.
 pub const PEER_CHANGE_MS_MAX: u64 = 20_000;
+/// Bytes of one frame between nodes: a page of 1,000 memories, each with all that it may hold.
+pub const PEER_FRAME_BYTES_MAX: usize = 128 << 20;
+/// Bytes of frames on their way to one node before further ones are lost: two of the largest.
+pub const PEER_SENDING_BYTES_MAX: usize = 256 << 20;
+/// Bytes that a frame counts for at least, so that many small ones have a bound as well.
+pub const PEER_FRAME_BYTES_COUNTED_MIN: usize = 32 << 10;
+/// Bytes of frames of other nodes that are read at a time before further ones are refused.
+pub const PEER_HEARING_BYTES_MAX: usize = 512 << 20;
+/// Milliseconds until a frame has left, or is lost: less than [`PEER_WINDOW_KEPT_MS`].
+pub const PEER_FRAME_MS_MAX: u64 = 10_000;
+/// Nodes that a node knows the address of.
+pub const PEERS_MAX: usize = 1_024;
+/// Connections of other nodes, and of strangers who are about to be refused.
+pub const PEER_CONNECTIONS_MAX: usize = 2_048;
 /// Numbers of calls remembered for each sender: more than it can have under way.
 pub const PEER_WINDOW_CALLS: usize = 8_192;
 /// Milliseconds that the numbers of a sender are kept after it was last seen alive: longer than a
@@ -139,3 +161,36 @@ pub const SNAPSHOT_SECTION_ITEMS: usize = 4_096;
 pub const VECTOR_BLOCK_SLOTS: usize = 1_024;
 /// Changed items in one tail record: 16 bytes each, well inside a value.
 pub const TAIL_RECORD_ITEMS_MAX: usize = 8_192;
+
+/// Bytes of one part of a backup: large enough for few requests, small enough to hold two in RAM.
+pub const BACKUP_PART_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the rows in one commit of a restore: well inside what FoundationDB takes.
+pub const RESTORE_COMMIT_BYTES_MAX: usize = 500_000;
+/// Rows in one commit of a restore.
+pub const RESTORE_COMMIT_ROWS_MAX: usize = 256;
+/// Backups that one node hands out at a time: each keeps two parts in RAM.
+pub const BACKUPS_RUNNING_MAX: usize = 1;
+
+/// Cubes that one search over several may name.
+pub const CUBES_PER_SEARCH_MAX: usize = 1_000;
+/// Cubes that a search over several asks one by one, where no vector tier answers for them: each of
+/// them is hydrated.
+pub const CUBES_ASKED_MAX: usize = 64;
+/// Searches over several cubes that one node executes at a time before further ones are refused.
+pub const TENANT_SEARCHES_MAX: usize = 64;
+/// Memories that a search reads and scores itself because the vector tier has not seen their change
+/// yet; further behind, it says so.
+pub const UNINDEXED_ITEMS_MAX: usize = 16_384;
+/// Candidates that a search takes from one table at the most.
+pub const CANDIDATES_MAX: usize = 16_384;
+/// Feed records that are read at a time: each may name some thousand memories.
+pub const INDEX_PAGE_RECORDS: usize = 256;
+/// Rows that the vector tier writes at a time: much fewer make many small files.
+pub const INDEX_BATCH_ROWS: usize = 2_048;
+/// Shards of tenants that wait to be built before further wishes are dropped; the next search
+/// wishes again.
+pub const INDEX_WISHES_MAX: usize = 4_096;
+/// Shards of tenants whose last news the vector tier remembers; of others it looks again.
+pub const INDEX_SHARDS_KNOWN_MAX: usize = 65_536;
+/// Rows of one table of the vector tier in RAM: about 2 KB each with a vector of 384 values.
+pub const TABLE_IN_RAM_ROWS_MAX: usize = 1_000_000;

@@ -22,6 +22,7 @@ const FEED_CURSOR: i64 = 18;
 const BLOB: i64 = 19;
 const BLOB_REFERENCE: i64 = 20;
 const TAIL: i64 = 21;
+const RESTORING: i64 = 22;
 
 /// Bytes that a versionstamp adds to its prefix: the version, and the position in the commit.
 const STAMP_BYTES: usize = 12;
@@ -59,6 +60,8 @@ pub(crate) enum RowKey {
     BlobReference { tenant: TenantId, id: BlobId, cube: CubeId },
     /// Which items a commit of a cube changed since its snapshot.
     Tail { tenant: TenantId, cube: CubeId, version: Version },
+    /// That a cube is being restored.
+    Restoring { tenant: TenantId, cube: CubeId },
     /// Something that no builder of `keys` makes.
     Unknown,
 }
@@ -91,7 +94,7 @@ pub(crate) fn range_start(start: &[u8]) -> Option<(TenantId, CubeId)> {
     let elements: Vec<Element<'_>> = unpack(start).ok()?;
     let [
         Element::String(tenant),
-        Element::Int(MANIFEST..=REQUEST | TAIL),
+        Element::Int(MANIFEST..=REQUEST | TAIL | RESTORING),
         Element::String(cube),
         ..,
     ] = elements.as_slice()
@@ -128,6 +131,7 @@ fn of_tuple(elements: &[Element<'_>]) -> Option<RowKey> {
     let cube = CubeId::new(text(elements, 2)?).ok()?;
     match (kind, elements.len()) {
         (MANIFEST, 3) => Some(RowKey::Manifest { tenant, cube }),
+        (RESTORING, 3) => Some(RowKey::Restoring { tenant, cube }),
         (OWNERSHIP, 3) => Some(RowKey::Ownership { tenant, cube }),
         (ITEM, 4) => Some(RowKey::Item { tenant, cube, id: memory_id(elements, 3)? }),
         (HISTORY, 5) => {
@@ -213,6 +217,10 @@ mod tests {
             (
                 keys::tail(t, c, Version(7)),
                 RowKey::Tail { tenant: tenant.clone(), cube: cube.clone(), version: Version(7) },
+            ),
+            (
+                keys::restoring(t, c),
+                RowKey::Restoring { tenant: tenant.clone(), cube: cube.clone() },
             ),
             (keys::node(&NodeId::new("n1").expect("valid")), RowKey::Node),
             (keys::api_key(&[0; 32]), RowKey::ApiKey),

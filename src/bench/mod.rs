@@ -1,5 +1,6 @@
 //! Measurements of this program by itself, for `memcube bench`.
 
+pub mod cubes;
 pub mod recall;
 pub mod recall_speed;
 mod words;

@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use self::ingest::IngestReport;
 use super::{options::Options, output, running};
 use crate::bench::{
+    cubes::{self, CubesReport, RegisterReport},
     recall::{self, RecallOptions, RecallReport},
     recall_speed::{self, SpeedReport},
 };
@@ -22,6 +23,8 @@ pub(crate) enum BenchCommand {
     RecallSpeed(SpeedArgs),
     /// Import one file through HTTP, two messages at a time, and measure.
     Ingest(IngestArgs),
+    /// Measure a store that holds many cubes: start, memory, adds, hydration.
+    Cubes(CubesArgs),
 }
 
 const RECALL_EXAMPLES: &str = "\
@@ -74,11 +77,37 @@ pub(crate) struct IngestArgs {
     batch: usize,
 }
 
+const CUBES_EXAMPLES: &str = "\
+The store lies in DIR and stays there. Registering and measuring are two runs, so that the memory
+of the second is that of a server that has just started.
+
+Example:
+  memcube bench cubes --dir run/million --count 1000000 --register
+  memcube bench cubes --dir run/million --count 1000000 --json";
+
+#[derive(Debug, Args)]
+#[command(after_help = CUBES_EXAMPLES)]
+pub(crate) struct CubesArgs {
+    /// The directory of the store.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Cubes to make, or that are there.
+    #[arg(long, value_name = "N")]
+    count: usize,
+    /// Make the cubes, in place of measuring.
+    #[arg(long)]
+    register: bool,
+    /// Cubes to measure.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    sample: usize,
+}
+
 pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Recall(args) => run_recall(options, args),
         BenchCommand::RecallSpeed(args) => run_speed(options, &args),
         BenchCommand::Ingest(args) => run_ingest(options, &args),
+        BenchCommand::Cubes(args) => run_cubes(options, &args),
     }
 }
 
@@ -141,5 +170,30 @@ fn run_ingest(options: &Options, args: &IngestArgs) -> Result<()> {
     output::line(format_args!(
         "{messages} messages ({memories} memories) in batches of {batch}: {seconds:.2} s\n\
          add:    {add_ms}\nsearch: {search_ms} ({searches} searches)"
+    ))
+}
+
+fn run_cubes(options: &Options, args: &CubesArgs) -> Result<()> {
+    running::start_quiet_logging(&options.settings()?.log)?;
+    let runtime = running::runtime()?;
+    if args.register {
+        let report = runtime.block_on(Box::pin(cubes::register(&args.dir, args.count)))?;
+        if options.json {
+            return output::json(&report);
+        }
+        let RegisterReport { cubes, seconds } = report;
+        return output::line(format_args!("{cubes} cubes made in {seconds:.1} s"));
+    }
+    let measure = cubes::measure(&args.dir, args.count, args.sample);
+    let report = runtime.block_on(Box::pin(measure))?;
+    if options.json {
+        return output::json(&report);
+    }
+    let CubesReport { cubes, start_ms, resident_mb, sample, .. } = &report;
+    let resident = resident_mb.map_or_else(|| "?".to_owned(), |mb| mb.to_string());
+    output::line(format_args!(
+        "{cubes} cubes: started in {start_ms:.1} ms, {resident} MB; of {sample} of them:\n\
+         add, cold: {}\nadd, hot:  {}\nhydrate:   {}",
+        report.add_cold_ms, report.add_hot_ms, report.hydrate_ms
     ))
 }

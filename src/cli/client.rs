@@ -1,10 +1,15 @@
 //! A blocking client of `/v1`, for the commands.
 
-use std::{fmt, thread, time::Duration};
+use std::{fmt, io, thread, time::Duration};
 
-use memcube_schemas::api::v1::{
-    AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, CubeBody, HealthResponse,
-    ListCubesResponse, ListMemoriesResponse, Problem, ReadyResponse, SearchBody, SearchResponse,
+use memcube_schemas::{
+    NodeId,
+    api::v1::{
+        AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
+        HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
+        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse, TenantSearchBody,
+        TenantSearchResponse, VectorsResponse,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
@@ -178,6 +183,17 @@ impl Client {
         self.call(&Call::new(Method::POST, &format!("/v1/cubes/{}/release", encoded(cube))))
     }
 
+    /// All nodes of the installation.
+    pub(crate) fn nodes(&self) -> Result<ListNodesResponse> {
+        self.get("/v1/nodes")
+    }
+
+    /// Moves a cube to another node.
+    pub(crate) fn hand_over(&self, cube: &str, to: &NodeId) -> Result<HandOverResponse> {
+        let path = format!("/v1/cubes/{}/hand-over", encoded(cube));
+        self.post(&path, &HandOverRequest { node: to.clone() }, None)
+    }
+
     /// Remembers. With the key, a retry has no second effect.
     pub(crate) fn add(
         &self,
@@ -204,6 +220,47 @@ impl Client {
 
     pub(crate) fn search(&self, cube: &str, request: &SearchBody) -> Result<SearchResponse> {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
+    }
+
+    /// Takes a backup. The answer is a stream, which takes as long as the backup does.
+    pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl io::Read + use<>> {
+        let body = serde_json::to_vec(request)
+            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(CONNECT_SECONDS_MAX)))
+            .timeout_recv_response(Some(Duration::from_secs(CALL_SECONDS_MAX)));
+        if is_loopback(&self.address) {
+            config = config.proxy(None);
+        }
+        let agent = Agent::new_with_config(config.build());
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/v1/backups", self.address))
+            .header("authorization", &self.authorization)
+            .header("content-type", "application/json");
+        let request = request.body(body).map_err(|error| self.unreachable(error.to_string()))?;
+        let mut response =
+            agent.run(request).map_err(|error| self.unreachable(error.to_string()))?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_with_config().limit(u64::MAX).reader());
+        }
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let answer = body.map_err(|error| self.unreachable(error.to_string()))?;
+        Err(self.refusal(status, &answer))
+    }
+
+    pub(crate) fn search_all(&self, request: &TenantSearchBody) -> Result<TenantSearchResponse> {
+        self.post("/v1/search", request, None)
+    }
+
+    pub(crate) fn vectors(&self) -> Result<VectorsResponse> {
+        self.get("/v1/vectors")
+    }
+
+    pub(crate) fn rebuild_vectors(&self) -> Result<VectorsResponse> {
+        self.post("/v1/vectors/rebuild", &(), None)
     }
 
     fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
@@ -245,9 +302,13 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok((status, answer));
         }
-        match serde_json::from_slice(&answer) {
-            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => Err(self.strange(status, &answer)),
+        Err(self.refusal(status, &answer))
+    }
+
+    fn refusal(&self, status: u16, answer: &[u8]) -> ClientError {
+        match serde_json::from_slice(answer) {
+            Ok(problem) => ClientError::Problem(Box::new(problem)),
+            Err(_) => self.strange(status, answer),
         }
     }
 

@@ -21,9 +21,9 @@ impl Connection {
     }
 }
 
-/// Connects to the server that is named, else to the one that runs on the data directory, else to
-/// one that is started here for the duration of the command.
-pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection> {
+/// Connects to the server that is named, or to the one that runs on the data directory; `None` where
+/// there is none.
+pub(crate) fn find_server(options: &Options, args: &ServerArgs) -> Result<Option<Client>> {
     let settings = options.settings()?;
     let data_dir = DataDir::new(&settings.store.data_dir);
     let found = data_dir.read_server();
@@ -33,11 +33,31 @@ pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection
         // The key in the data directory goes to the server of the data directory only.
         let is_ours = found.is_some_and(|found| found.address == address);
         let key = key(args, is_ours.then_some(&data_dir))?;
-        return Ok(Connection::remote(Client::new(address, &key)));
+        return Ok(Some(Client::new(address, &key)));
     }
-    if let Some(found) = found.filter(|found| Client::is_memcube(&found.address)) {
-        let key = key(args, Some(&data_dir))?;
-        return Ok(Connection::remote(Client::new(&found.address, &key)));
+    match found.filter(|found| Client::is_memcube(&found.address)) {
+        Some(found) => {
+            let key = key(args, Some(&data_dir))?;
+            Ok(Some(Client::new(&found.address, &key)))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Connects to the server that is named, else to the one that runs on the data directory, else to
+/// one that is started here for the duration of the command.
+pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection> {
+    if let Some(client) = find_server(options, args)? {
+        return Ok(Connection::remote(client));
+    }
+    let settings = options.settings()?;
+    if settings.cluster.enabled {
+        // It would take the name of the node whose settings these are.
+        bail!(
+            "no server runs on `{}`, and these are the settings of a node of a cluster: start it \
+             with `memcube serve`, or name any node with `--server`",
+            settings.store.data_dir.display()
+        );
     }
     let local = LocalServer::start(settings)?;
     let client = Client::new(&local.address, &local.api_key);

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use memcube_schemas::{
-    CubeId, UserId,
+    CubeId, NodeId, UserId,
     api::v1::{CreateCubeRequest, CubeBody, CubeCondition},
 };
 use serde_json::json;
@@ -29,6 +29,8 @@ pub(crate) enum CubeCommand {
     Delete(DeleteArgs),
     /// Let a cube out of quarantine, after its cause was mended.
     Release(OneArgs),
+    /// Move a cube to another node of the cluster.
+    HandOver(HandOverArgs),
 }
 
 #[derive(Debug, Args)]
@@ -66,6 +68,19 @@ pub(crate) struct DeleteArgs {
     server: ServerArgs,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  memcube cube hand-over ann --to node-2\n\n\
+    `memcube nodes` lists the nodes.")]
+pub(crate) struct HandOverArgs {
+    /// The cube.
+    id: CubeId,
+    /// The node that takes it.
+    #[arg(long, value_name = "NODE")]
+    to: NodeId,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
 pub(crate) fn run(options: &Options, command: CubeCommand) -> Result<()> {
     match command {
         CubeCommand::List(server) => list(options, &server),
@@ -88,6 +103,14 @@ pub(crate) fn run(options: &Options, command: CubeCommand) -> Result<()> {
         CubeCommand::Release(args) => {
             let connection = connect(options, &args.server)?;
             print(options, "released", &connection.client.release_cube(args.id.as_str())?)
+        }
+        CubeCommand::HandOver(args) => {
+            let connection = connect(options, &args.server)?;
+            let moved = connection.client.hand_over(args.id.as_str(), &args.to)?;
+            if options.json {
+                return output::json(&moved);
+            }
+            output::line(format_args!("`{}` is on `{}` now", moved.cube, moved.node))
         }
     }
 }

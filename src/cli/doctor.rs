@@ -10,18 +10,22 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use memcube_actors::storage::{RangeRead, StateStore};
 use memcube_schemas::keys;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Client, data_dir::DataDir, options::Options, output, running};
+#[cfg(feature = "fdb")]
+use crate::{environment, storage::FoundationDbStore};
 use crate::{
     inference,
-    settings::{EmbedderKind, EmbedderSettings, Settings, StoreKind},
+    settings::{EmbedderKind, EmbedderSettings, Settings, StoreKind, StoreSettings},
     storage::EmbeddedStore,
 };
+#[cfg(feature = "fdb")]
+use memcube_actors::storage::gate;
 
 /// The files of the model with their checksums, as `sha256sum` writes them.
 const MODEL_SUMS: &str = include_str!("../../deploy/models/minilm-l6-v2.sha256");
@@ -32,13 +36,27 @@ const READ_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  memcube doctor\n  memcube doctor --data-dir ./data --json\n\n\
+    after_help = "Examples:\n  memcube doctor\n  memcube doctor --data-dir ./data --json\n  \
+    memcube doctor --store fdb\n\n\
     It ends with code 1 if a check fails."
 )]
 pub(crate) struct DoctorArgs {
     /// Address that a server would answer on [default: 127.0.0.1:7700].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Store to look at [default: the one in the settings].
+    #[arg(long, value_name = "STORE")]
+    store: Option<StoreChoice>,
+}
+
+/// A store on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StoreChoice {
+    /// The directory on this machine.
+    Embedded,
+    /// The FoundationDB cluster: also tries what memcube needs of it, in a corner of its own.
+    #[value(alias = "foundationdb")]
+    Fdb,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -84,6 +102,11 @@ pub(crate) fn run(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
         Ok(mut settings) => {
             if let Some(listen) = args.listen {
                 settings.http.listen = listen;
+            }
+            match args.store {
+                Some(StoreChoice::Embedded) => settings.store.kind = StoreKind::Embedded,
+                Some(StoreChoice::Fdb) => settings.store.kind = StoreKind::FoundationDb,
+                None => {}
             }
             running::start_quiet_logging(&settings.log)?;
             examine(&settings)
@@ -203,12 +226,21 @@ fn server_check(server: Option<&str>) -> Finding {
 
 fn store(settings: &Settings, server: Option<&str>) -> Finding {
     const CHECK: &str = "store";
+    if settings.store.kind == StoreKind::FoundationDb {
+        return match check_foundationdb(&settings.store) {
+            Ok(detail) => good(CHECK, detail),
+            Err(error) => bad(CHECK, error.message(), "mend the cause, then look again"),
+        };
+    }
     if let Some(address) = server {
         return match Client::new(address, "none").ready() {
             Ok(ready) if ready.ready => good(CHECK, "the server says that it is ready"),
             Ok(ready) => bad(
                 CHECK,
-                format!("the server is not ready: store {}, cubes {}", ready.store, ready.cubes),
+                format!(
+                    "the server is not ready: store {}, cubes {}, cluster {}",
+                    ready.store, ready.cubes, ready.cluster
+                ),
                 "look at the server's log, mend the cause, and start it again",
             ),
             Err(error) => bad(CHECK, error.to_string(), "start the server again"),
@@ -239,6 +271,38 @@ fn read_store(dir: &Path) -> crate::Result<usize> {
         let output = store.read(vec![RangeRead::all(keys::api_keys())]).await?;
         Ok(output.pages.iter().map(|page| page.entries.len()).sum())
     })
+}
+
+/// Tries what memcube needs of a cluster, also while a server uses it.
+#[cfg(feature = "fdb")]
+fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
+    use crate::storage::foundationdb::{Options, check, client::Client};
+
+    let options = Options::from_settings(settings)?;
+    let client = Client::load(settings.fdb_client_library.as_deref())?;
+    let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
+    let random = environment::system().random_u128();
+    let found = runtime.block_on(async {
+        let found = check::run(client, &options, random).await?;
+        // Of the store itself: a layout or a schema that this release does not know.
+        let store = FoundationDbStore::open(client, &options).await?;
+        gate::look(&store).await?;
+        crate::Result::Ok(found)
+    })?;
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1_000.0;
+    Ok(format!(
+        "the FoundationDB cluster commits, reads, stamps and watches; a commit took {:.1} ms, the \
+         slowest {:.1} ms",
+        ms(found.commit_median),
+        ms(found.commit_slowest)
+    ))
+}
+
+#[cfg(not(feature = "fdb"))]
+fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
+    let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
+    runtime.block_on(crate::storage::open_foundationdb(settings))?;
+    Ok(String::new())
 }
 
 fn listen_address(listen: SocketAddr, server: Option<&str>) -> Finding {

@@ -7,8 +7,8 @@ use clap::Args;
 use memcube_schemas::{
     ConversationId, CubeId,
     api::v1::{
-        AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, HitBody, SearchBody,
-        SearchFilterBody, SearchResponse,
+        AddMemoriesRequest, AddMemoriesResponse, CreateCubeRequest, MemoryBody, ScoresBody,
+        SearchBody, SearchFilterBody, SearchResponse, TenantSearchBody, TenantSearchResponse,
     },
     limits::{MESSAGE_BYTES_MAX, TOP_K_DEFAULT},
 };
@@ -108,6 +108,7 @@ pub(crate) fn add_to_cube(
 const SEARCH_EXAMPLES: &str = "\
 Examples:
   memcube search \"Where does Ann live?\"
+  memcube search --all-cubes who plays the cello
   memcube search --cube project-x --top-k 3 --explain which database did we choose
   memcube search --token-budget 1000 --json \"what does Ann like\" | jq -r '.hits[].memory.text'";
 
@@ -117,6 +118,9 @@ pub(crate) struct SearchArgs {
     /// Cube to ask.
     #[arg(long, value_name = "ID", default_value = "me")]
     cube: CubeId,
+    /// Ask all cubes instead of one.
+    #[arg(long, conflicts_with = "cube")]
+    all_cubes: bool,
     /// Hits at the most.
     #[arg(long, value_name = "N", default_value_t = TOP_K_DEFAULT as u64,
         value_parser = clap::value_parser!(u64).range(1..=1_000))]
@@ -149,13 +153,16 @@ pub(crate) fn search(options: &Options, args: SearchArgs) -> Result<()> {
         said_from: None,
         said_before: None,
     };
-    let request = SearchBody {
-        query: args.query.join(" "),
-        top_k: Some(usize::try_from(args.top_k)?),
-        token_budget: args.token_budget,
-        relativity_min: None,
-        filter: Some(filter),
-    };
+    let (query, top_k) = (args.query.join(" "), Some(usize::try_from(args.top_k)?));
+    let (token_budget, relativity_min, filter) = (args.token_budget, None, Some(filter));
+    if args.all_cubes {
+        let cubes = None;
+        let request =
+            TenantSearchBody { query, top_k, token_budget, relativity_min, filter, cubes };
+        let found = connection.client.search_all(&request)?;
+        return if options.json { output::json(&found) } else { show_all(&found, args.explain) };
+    }
+    let request = SearchBody { query, top_k, token_budget, relativity_min, filter };
     let found = connection.client.search(args.cube.as_str(), &request)?;
     if options.json {
         return output::json(&found);
@@ -169,20 +176,39 @@ pub(crate) fn search(options: &Options, args: SearchArgs) -> Result<()> {
 fn show(found: &SearchResponse, explain: bool) -> Result<()> {
     output::line("relativity  date        memory")?;
     for hit in &found.hits {
-        let memory = &hit.memory;
-        let date = memory.said_at.as_deref().unwrap_or(&memory.learned_at);
-        let date = date.split('T').next().unwrap_or_default();
-        let text = output::one_line(&memory.text);
+        let (date, text) = date_and_text(&hit.memory);
         output::line(format_args!("{:<10.2}  {date:<10}  {text}", hit.relativity))?;
         if explain {
-            output::line(format_args!("{:24}{}", "", scores(hit)))?;
+            output::line(format_args!("{:24}{}", "", scores(&hit.scores, &hit.memory)))?;
         }
     }
     Ok(())
 }
 
-fn scores(hit: &HitBody) -> String {
-    let scores = &hit.scores;
+fn show_all(found: &TenantSearchResponse, explain: bool) -> Result<()> {
+    if found.hits.is_empty() {
+        return output::line("no cube knows anything about it");
+    }
+    let width = found.hits.iter().map(|hit| hit.cube.as_str().chars().count()).max();
+    let width = width.unwrap_or(0).max(4);
+    output::line(format_args!("relativity  date        {:<width$}  memory", "cube"))?;
+    for hit in &found.hits {
+        let (date, text) = date_and_text(&hit.memory);
+        let (relativity, cube) = (hit.relativity, hit.cube.as_str());
+        output::line(format_args!("{relativity:<10.2}  {date:<10}  {cube:<width$}  {text}"))?;
+        if explain {
+            output::line(format_args!("{:24}{}", "", scores(&hit.scores, &hit.memory)))?;
+        }
+    }
+    Ok(())
+}
+
+fn date_and_text(memory: &MemoryBody) -> (&str, String) {
+    let date = memory.said_at.as_deref().unwrap_or(&memory.learned_at);
+    (date.split('T').next().unwrap_or_default(), output::one_line(&memory.text))
+}
+
+fn scores(scores: &ScoresBody, memory: &MemoryBody) -> String {
     format!(
         "fused {:.2} = dense {:+.2} (cosine {:.2}), lexical {:+.2} (BM25 {:.2}), speaker {:+.2}, \
          date {:+.2}, form {:+.2}  [{}]",
@@ -194,6 +220,6 @@ fn scores(hit: &HitBody) -> String {
         scores.speaker,
         scores.date,
         scores.form,
-        hit.memory.id,
+        memory.id,
     )
 }

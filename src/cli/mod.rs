@@ -1,5 +1,6 @@
 //! The command line: one file a command, all of them on the HTTP interface that others use as well.
 
+mod backup;
 mod bench;
 mod client;
 mod connect;
@@ -9,11 +10,14 @@ mod doctor;
 mod export;
 mod import;
 mod memories;
+mod nodes;
 mod options;
 mod output;
+mod restore;
 mod running;
 mod serve;
 mod sim;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -58,9 +62,18 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
     Export(export::ExportArgs),
-    /// List, make, show, delete and release cubes.
+    /// Keep cubes as objects in a directory or a bucket, while they are in use.
+    Backup(backup::BackupArgs),
+    /// Put cubes of a backup into a store, also into one of another kind.
+    Restore(restore::RestoreArgs),
+    /// List, make, show, delete, release and move cubes.
     #[command(subcommand)]
     Cube(cube::CubeCommand),
+    /// List the nodes of the cluster.
+    Nodes(options::ServerArgs),
+    /// Show the vector tier of a server, or build it anew.
+    #[command(subcommand)]
+    Vectors(vectors::VectorsCommand),
     /// Check this installation, and say what to do about each problem.
     Doctor(doctor::DoctorArgs),
     /// Print the description of the HTTP interface (OpenAPI, JSON).
@@ -94,7 +107,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Search(args) => memories::search(&options, args)?,
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
+        Command::Backup(args) => return backup::run(&options, args),
+        Command::Restore(args) => return restore::run(&options, args),
         Command::Cube(command) => cube::run(&options, command)?,
+        Command::Nodes(server) => nodes::run(&options, &server)?,
+        Command::Vectors(command) => vectors::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
         Command::Bench(command) => bench::run(&options, command)?,
@@ -124,8 +141,18 @@ mod tests {
             "memcube search --top-k 3 --token-budget 100 --explain what is it",
             "memcube import --format locomo --batch 2 a.json b.json",
             "memcube export --cube me --out -",
+            "memcube backup --to backups/monday --cube me --cube you --json",
+            "memcube backup --to s3://bucket/monday --server http://127.0.0.1:1 --api-key k",
+            "memcube backup verify --from backups/monday",
+            "memcube restore --from backups/monday --dry-run",
+            "memcube restore --from backups/monday --cube me --as me-again",
+            "memcube search --all-cubes --top-k 3 what is it",
+            "memcube vectors show --json",
+            "memcube vectors rebuild --server http://127.0.0.1:1",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
+            "memcube cube hand-over me --to node-2",
+            "memcube nodes --server http://127.0.0.1:1 --api-key k --json",
             "memcube doctor --json",
             "memcube openapi --json",
             "memcube bench recall --data in --out out.jsonl --threads 1",
@@ -145,10 +172,18 @@ mod tests {
             "memcube",
             "memcube add",
             "memcube search --top-k 0 x",
+            "memcube search --all-cubes --cube ann x",
             "memcube import",
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",
             "memcube serve --embedder big",
+            "memcube backup",
+            "memcube backup verify",
+            "memcube backup --to x verify --from x",
+            "memcube restore",
+            "memcube restore --from x --as y",
+            "memcube restore --from x --cube a --cube b --as y",
+            "memcube cube hand-over me",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

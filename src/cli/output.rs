@@ -85,6 +85,15 @@ pub(crate) fn steps_bar(total: u64) -> ProgressBar {
     bar(total, style.ok())
 }
 
+/// A moving sign with a message on standard error, shown when that is a terminal, for work whose
+/// end nobody knows.
+pub(crate) fn spinner(prefix: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {prefix}  {msg}  {elapsed}");
+    let bar = bar(0, style.ok());
+    bar.set_prefix(prefix.to_owned());
+    bar
+}
+
 fn bar(total: u64, style: Option<ProgressStyle>) -> ProgressBar {
     let bar = ProgressBar::new(total);
     if let Some(style) = style {

@@ -138,6 +138,7 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     let model = model.unwrap_or_else(|| "none: recall finds words, not meanings".to_owned());
     let memories = match running.node.settings().store.kind {
         StoreKind::Embedded => data_dir.path().display().to_string(),
+        StoreKind::FoundationDb => "in the FoundationDB cluster".to_owned(),
         StoreKind::InMemory => "in RAM only: they are gone when it stops".to_owned(),
     };
     let (key, export) = if is_key_in_file {

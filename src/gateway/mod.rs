@@ -11,10 +11,14 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
 use memcube_actors::{Error, Result};
-use memcube_schemas::limits::REQUEST_BODY_BYTES_MAX;
+use memcube_schemas::limits::{BACKUPS_RUNNING_MAX, REQUEST_BODY_BYTES_MAX};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
+pub(crate) use http::rfc3339;
 pub use openapi::document as openapi_document;
 pub use tenant::{TenantGate, new_key};
 
@@ -26,6 +30,8 @@ pub(crate) struct Gateway {
     pub(crate) node: Arc<Node>,
     pub(crate) gate: Arc<TenantGate>,
     pub(crate) metrics: PrometheusHandle,
+    /// Places for backups that are handed out.
+    pub(crate) backups: Arc<Semaphore>,
 }
 
 /// A gateway that answers.
@@ -64,8 +70,9 @@ pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -
     };
     let listener = TcpListener::bind(listen).await.map_err(taken)?;
     let address = listener.local_addr().map_err(taken)?;
+    let backups = Arc::new(Semaphore::new(BACKUPS_RUNNING_MAX));
     let (stop, mut stopped) = watch::channel(false);
-    let app = router(Gateway { node, gate, metrics });
+    let app = router(Gateway { node, gate, metrics, backups });
     let task = tokio::spawn(async move {
         let stopping = async move {
             // A sender that is gone means the same as one that says stop.
@@ -78,9 +85,12 @@ pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -
 
 fn router(gateway: Gateway) -> Router {
     let gated = Router::new()
+        .merge(http::backups::routes())
         .merge(http::cubes::routes())
         .merge(http::memories::routes())
         .merge(http::search::routes())
+        .merge(http::nodes::routes())
+        .merge(http::vectors::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))
         .route("/openapi.json", get(openapi::serve))

@@ -115,7 +115,16 @@ pub(crate) async fn authenticate(
     next: Next,
 ) -> Response<Body> {
     let header = request.headers().get(header::AUTHORIZATION);
-    let caller = header.and_then(|header| gateway.gate.authenticate(header.to_str().ok()?));
+    let shown = header.and_then(|header| header.to_str().ok());
+    let mut caller = shown.and_then(|shown| gateway.gate.authenticate(shown));
+    if let (None, Some(shown)) = (&caller, shown)
+        && gateway.node.cubes().is_clustered()
+    {
+        caller = match gateway.gate.look_up(gateway.node.store(), shown).await {
+            Ok(caller) => caller,
+            Err(error) => return refuse(&request, error.into()),
+        };
+    }
     match caller {
         Some(_) if percent_decode_str(request.uri().path()).decode_utf8().is_err() => {
             let detail = "the path is not UTF-8 once its `%` escapes are read";

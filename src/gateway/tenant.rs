@@ -16,6 +16,7 @@ use memcube_schemas::{
     keys,
 };
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 /// Keys start with this, so that they are recognised when they leak.
 const KEY_PREFIX: &str = "mck_";
@@ -24,12 +25,15 @@ const ONLY_TENANT: &str = "default";
 /// Characters of a key that an operator may choose through `MEMCUBE_API_KEY`.
 const KEY_CHARS_MIN: usize = 16;
 const KEY_CHARS_MAX: usize = 256;
+/// Keys that are looked up in the store at a time.
+const LOOK_UPS_MAX: usize = 8;
 
 type KeyHash = [u8; 32];
 
 /// The API keys of this node. The store has their hashes only.
 pub struct TenantGate {
     contexts: DashMap<KeyHash, Arc<TenantContext>>,
+    look_ups: Semaphore,
 }
 
 impl fmt::Debug for TenantGate {
@@ -53,7 +57,7 @@ impl TenantGate {
                 contexts.insert(hash, Arc::new(context));
             }
         }
-        Ok(Self { contexts })
+        Ok(Self { contexts, look_ups: Semaphore::new(LOOK_UPS_MAX) })
     }
 
     /// Whether there is no key yet: the first start.
@@ -113,6 +117,30 @@ impl TenantGate {
             return None;
         }
         self.contexts.get(&hash(key.trim())).map(|context| Arc::clone(&context))
+    }
+
+    /// Looks for a key in the store that another node let in after this one had started, and
+    /// remembers it.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Corrupt` when the store cannot be read.
+    pub async fn look_up(
+        &self,
+        store: &SharedStore,
+        header: &str,
+    ) -> Result<Option<Arc<TenantContext>>> {
+        let Some(hash) = header.split_once(' ').map(|(_, key)| hash(key.trim())) else {
+            return Ok(None);
+        };
+        // Anybody can send keys that do not exist: they wait for each other, not others for them.
+        let Ok(_turn) = self.look_ups.acquire().await else { return Ok(None) };
+        let output = store.read(vec![RangeRead::key(keys::api_key(&hash))]).await?;
+        let entry = output.pages.into_iter().flat_map(|page| page.entries).next();
+        let Some(entry) = entry else { return Ok(None) };
+        let record: ApiKeyRecord = decode(&entry.value)?;
+        let context = TenantContext::authenticated(record.tenant, record.name);
+        self.contexts.insert(hash, Arc::new(context));
+        Ok(self.authenticate(header))
     }
 }
 

@@ -36,8 +36,9 @@ use self::{
     commit_log::CommitLog,
     directory::Directory,
     engine::Engine,
-    writer::{Request, Writer, count},
+    writer::{Request, Writer},
 };
+use super::count;
 
 /// Range reads that run at the same time; each takes a blocking thread and one page of RAM.
 const RANGE_READS_MAX: usize = 16;

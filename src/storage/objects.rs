@@ -1,244 +1,75 @@
-//! Object stores, opened from settings: a directory, a bucket, or none.
+//! Opens object stores by their addresses.
 
 use std::{path::Path as FilePath, sync::Arc};
 
 use memcube_actors::{Error, Result};
-use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
+use object_store::{ObjectStore, local::LocalFileSystem, parse_url_opts, path::Path};
 
-use crate::settings::{Settings, StoreKind};
+/// Beginnings of the environment variables that say how to reach an object store.
+const OPTION_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
-/// What `blobs.url` names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Blobs are switched off.
-    Nowhere,
-    /// The RAM of this process; for tests.
-    Memory,
-    /// A directory.
-    Directory(std::path::PathBuf),
-    /// A bucket or container: the whole URL, and the folder inside.
-    Bucket { provider: Provider, url: String, folder: String },
-}
-
-/// Who runs a bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Provider {
-    /// Amazon S3, and what speaks its protocol.
-    S3,
-    /// Google Cloud Storage.
-    Google,
-    /// Azure Blob Storage.
-    Azure,
-}
-
-impl Place {
-    /// Reads a URL.
-    pub(crate) fn parse(url: &str) -> std::result::Result<Self, String> {
-        let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
-        let provider = match scheme {
-            "none" if rest.is_empty() => return Ok(Self::Nowhere),
-            "memory" => return Ok(Self::Memory),
-            "file" => {
-                let path = rest.strip_prefix("//").unwrap_or(rest);
-                if !path.starts_with('/') {
-                    return Err(format!(
-                        "`{url}` must name an absolute path, as `file:///var/blobs`"
-                    ));
-                }
-                return Ok(Self::Directory(path.into()));
-            }
-            "s3" => Provider::S3,
-            "gs" => Provider::Google,
-            "az" => Provider::Azure,
-            _ => {
-                return Err(format!(
-                    "`{url}` begins with none of `file:`, `s3:`, `gs:`, `az:`, `memory:`, and is \
-                     not `none`"
-                ));
-            }
-        };
-        let (bucket, folder) = rest
-            .strip_prefix("//")
-            .map(|rest| rest.split_once('/').unwrap_or((rest, "")))
-            .ok_or_else(|| format!("`{url}` must look like `{scheme}://bucket/folder`"))?;
-        if bucket.is_empty() {
-            return Err(format!("`{url}` names no bucket, as in `{scheme}://bucket/folder`"));
-        }
-        let folder = folder.trim_matches('/').to_owned();
-        Ok(Self::Bucket { provider, url: url.to_owned(), folder })
-    }
-
-    /// What the settings say, or the default: beside the state store.
-    pub(crate) fn of(settings: &Settings) -> Result<Self> {
-        match (&settings.blobs.url, settings.store.kind) {
-            (Some(url), _) => {
-                Self::parse(url).map_err(|error| Error::invalid(format!("`blobs.url`: {error}")))
-            }
-            (None, StoreKind::InMemory) => Ok(Self::Memory),
-            (None, StoreKind::Embedded) => {
-                Ok(Self::Directory(settings.store.data_dir.join("blobs")))
-            }
-        }
-    }
-}
-
-/// Opens the object store that the settings name; `None` if they switch blobs off. A bucket is not
-/// asked yet: a server starts without it, and reads fall back.
+/// Opens the object store that an address names, and the place in it: a directory, or an address such
+/// as `s3://bucket/folder`. Options are those of `object_store`, such as `aws_region`.
 ///
 /// # Errors
-/// `Invalid` when a setting makes no sense, `Unavailable` when the directory cannot be used or this
-/// memcube was built without the provider.
-pub fn open(settings: &Settings) -> Result<Option<Arc<dyn ObjectStore>>> {
-    match Place::of(settings)? {
-        Place::Nowhere => Ok(None),
-        Place::Memory => Ok(Some(Arc::new(InMemory::new()))),
-        Place::Directory(path) => {
-            // The default directory belongs to whoever holds the data directory, which is locked.
-            let is_ours = settings.blobs.url.is_none();
-            open_directory(&path, is_ours).map(Some)
-        }
-        Place::Bucket { provider, url, folder } => {
-            bucket::open(provider, &url, folder, &settings.blobs).map(Some)
-        }
-    }
-}
-
-fn open_directory(path: &FilePath, is_ours: bool) -> Result<Arc<dyn ObjectStore>> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Error::unavailable(format!(
-            "cannot use the directory `{}` for blobs: {error}; make it writable, or set \
-             `blobs.url` to another place",
-            path.display()
+/// `Invalid` when the address is none, names a store that does not outlive this process, or one that
+/// this memcube was built without.
+pub fn open(
+    url: &str,
+    options: impl IntoIterator<Item = (String, String)>,
+) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        Error::invalid(format!(
+            "`{url}` cannot be used: {why}; give a directory, or an address such as \
+             `s3://bucket/folder` or `gs://bucket/folder`"
         ))
     };
-    std::fs::create_dir_all(path).map_err(|error| failed(&error))?;
-    if is_ours {
-        remove_unfinished(path).map_err(|error| failed(&error))?;
-    }
-    let files = LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?;
-    // A blob is on the disk before its row says that it can be referred to.
-    Ok(Arc::new(files.with_fsync(true)))
-}
-
-/// Removes what puts left that a crash interrupted: files whose name ends with `#` and a number.
-fn remove_unfinished(folder: &FilePath) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_unfinished(&entry.path())?;
-            continue;
-        }
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.rsplit_once('#'));
-        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        if number.is_some_and(|(_, number)| !number.is_empty() && is_number(number)) {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-#[cfg(feature = "s3")]
-mod bucket {
-    use std::{sync::Arc, time::Duration};
-
-    use memcube_actors::{Error, Result};
-    use object_store::{
-        ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder,
-        azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, prefix::PrefixStore,
+    let directory = match url.split_once("://") {
+        None => Some(url),
+        Some(("file", path)) => Some(path),
+        Some(_) => None,
     };
-
-    use super::Provider;
-    use crate::settings::BlobSettings;
-
-    /// How long one request may take: as long as a part of a blob on a slow line.
-    const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-    const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-    /// How long a request is tried again, and how often; then whoever asked falls back.
-    const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
-    const RETRIES_MAX: usize = 3;
-
-    pub(super) fn open(
-        provider: Provider,
-        url: &str,
-        folder: String,
-        settings: &BlobSettings,
-    ) -> Result<Arc<dyn ObjectStore>> {
-        let retry = RetryConfig {
-            max_retries: RETRIES_MAX,
-            retry_timeout: RETRY_TIMEOUT,
-            ..RetryConfig::default()
-        };
-        let client = ClientOptions::new()
-            .with_timeout(REQUEST_TIMEOUT)
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_allow_http(settings.allow_http);
-        match provider {
-            Provider::S3 => {
-                let mut builder = AmazonS3Builder::from_env().with_url(url);
-                builder = builder.with_retry(retry).with_client_options(client);
-                if let Some(endpoint) = &settings.endpoint {
-                    builder = builder.with_endpoint(endpoint);
-                }
-                if let Some(region) = &settings.region {
-                    builder = builder.with_region(region);
-                }
-                within(folder, builder.build())
-            }
-            Provider::Google => {
-                let builder = GoogleCloudStorageBuilder::from_env().with_url(url);
-                within(folder, builder.with_retry(retry).with_client_options(client).build())
-            }
-            Provider::Azure => {
-                let mut builder = MicrosoftAzureBuilder::from_env().with_url(url);
-                builder = builder.with_retry(retry).with_client_options(client);
-                if let Some(endpoint) = &settings.endpoint {
-                    builder = builder.with_endpoint(endpoint.clone());
-                }
-                within(folder, builder.build())
-            }
+    if let Some(directory) = directory {
+        if directory.trim().is_empty() {
+            return Err(refuse(&"it names no directory"));
         }
+        return open_directory(FilePath::new(directory)).map_err(|error| refuse(&error));
     }
-
-    fn within<T: ObjectStore>(
-        folder: String,
-        built: object_store::Result<T>,
-    ) -> Result<Arc<dyn ObjectStore>> {
-        let built = built.map_err(|error| {
-            Error::invalid(format!(
-                "the bucket of `blobs.url` cannot be opened: {error}; check `[blobs]` and the \
-                 credentials in the environment"
-            ))
-        })?;
-        Ok(if folder.is_empty() {
-            Arc::new(built)
-        } else {
-            Arc::new(PrefixStore::new(built, folder))
-        })
+    let parsed =
+        url.parse().map_err(|error| refuse(&format_args!("it is no address ({error})")))?;
+    if url.starts_with("memory:") {
+        return Err(refuse(&"what is put there is gone with this process"));
     }
+    let (objects, prefix) = parse_url_opts(&parsed, options).map_err(|error| match &error {
+        object_store::Error::Generic { .. } if !cfg!(feature = "s3") && is_remote(url) => {
+            refuse(&"this memcube was built without the feature `s3`")
+        }
+        error => refuse(error),
+    })?;
+    Ok((objects.into(), prefix))
 }
 
-#[cfg(not(feature = "s3"))]
-mod bucket {
-    use std::sync::Arc;
+/// What the environment says of object stores: keys, regions, endpoints.
+pub fn options_from_env() -> impl Iterator<Item = (String, String)> {
+    let is_option = |name: &str| OPTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    std::env::vars().filter(move |(name, _)| is_option(name))
+}
 
-    use memcube_actors::{Error, Result};
-    use object_store::ObjectStore;
+fn is_remote(url: &str) -> bool {
+    ["s3:", "s3a:", "gs:", "az:", "abfs:", "abfss:", "azure:", "adl:", "https:"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme))
+}
 
-    use super::Provider;
-    use crate::settings::BlobSettings;
-
-    pub(super) fn open(
-        _provider: Provider,
-        url: &str,
-        _folder: String,
-        _settings: &BlobSettings,
-    ) -> Result<Arc<dyn ObjectStore>> {
-        Err(Error::unavailable(format!(
-            "this memcube was built without buckets, so that it cannot use `blobs.url` = `{url}`; \
-             build it with `--features s3`, or name a directory with `file:`"
-        )))
-    }
+fn open_directory(directory: &FilePath) -> object_store::Result<(Arc<dyn ObjectStore>, Path)> {
+    let generic = |source: std::io::Error| object_store::Error::Generic {
+        store: "LocalFileSystem",
+        source: Box::new(source),
+    };
+    let directory = std::path::absolute(directory).map_err(generic)?;
+    let prefix = Path::from_absolute_path(&directory)?;
+    // An object that was put is there after a crash of the machine.
+    Ok((Arc::new(LocalFileSystem::new().with_fsync(true)), prefix))
 }
 
 #[cfg(test)]
@@ -246,59 +77,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_name_places() {
-        let bucket = |provider, url: &str, folder: &str| {
-            Ok(Place::Bucket { provider, url: url.to_owned(), folder: folder.to_owned() })
-        };
-        for (url, place) in [
-            ("none", Ok(Place::Nowhere)),
-            ("memory:", Ok(Place::Memory)),
-            ("file:///var/blobs", Ok(Place::Directory("/var/blobs".into()))),
-            ("file:/var/blobs", Ok(Place::Directory("/var/blobs".into()))),
-            ("s3://b/a/c/", bucket(Provider::S3, "s3://b/a/c/", "a/c")),
-            ("gs://b", bucket(Provider::Google, "gs://b", "")),
-            ("az://b/x", bucket(Provider::Azure, "az://b/x", "x")),
-            ("file:blobs", Err("absolute")),
-            ("s3:b", Err("bucket/folder")),
-            ("s3:///x", Err("no bucket")),
-            ("ftp://b", Err("none of")),
+    fn directories_and_addresses_are_told_apart() {
+        let none = || std::iter::empty::<(String, String)>();
+        let here = std::env::current_dir().expect("there is one");
+        let here = here.to_str().expect("text").trim_start_matches('/').to_owned();
+        for (url, prefix) in [
+            ("/var/backups/a b", "var/backups/a b"),
+            ("file:///var/backups", "var/backups"),
+            ("backups", &format!("{here}/backups")),
         ] {
-            match (Place::parse(url), place) {
-                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{url}"),
-                (Err(found), Err(word)) => assert!(found.contains(word), "{url}: {found}"),
-                (found, expected) => panic!("{url}: {found:?} instead of {expected:?}"),
-            }
+            let (_, found) = open(url, none()).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(found.to_string(), Path::from(prefix).to_string(), "{url}");
         }
-    }
-
-    #[test]
-    fn a_directory_is_made_and_unfinished_files_go() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut settings = Settings::default();
-        settings.store.data_dir = dir.path().to_owned();
-        open(&settings).expect("opened").expect("blobs are on");
-        let folder = dir.path().join("blobs/blobs/acme/ab");
-        std::fs::create_dir_all(&folder).expect("made");
-        for name in ["abcd", "abcd#1", "abcd#x"] {
-            std::fs::write(folder.join(name), b"x").expect("written");
+        for url in ["", " ", "file://", "memory:///x", "nonsense://x/y", "://"] {
+            let refused = open(url, none()).expect_err("refused");
+            assert!(refused.to_string().contains("give a directory"), "{refused}");
         }
-        open(&settings).expect("opened");
-        assert!(folder.join("abcd").exists() && folder.join("abcd#x").exists());
-        assert!(!folder.join("abcd#1").exists());
-
-        settings.blobs.url = Some(format!("file://{}/abcd/x", folder.display()));
-        let error = open(&settings).expect_err("a file is no directory");
-        assert!(error.message().contains("`blobs.url`"), "{error}");
-        settings.blobs.url = Some("none".to_owned());
-        assert!(open(&settings).expect("switched off").is_none());
     }
 
     #[cfg(not(feature = "s3"))]
     #[test]
-    fn without_the_feature_it_says_so() {
-        let mut settings = Settings::default();
-        settings.blobs.url = Some("s3://bucket".to_owned());
-        let error = open(&settings).expect_err("not built in");
-        assert!(error.message().contains("--features s3"), "{error}");
+    fn a_build_without_a_kind_of_store_says_so() {
+        let refused = open("s3://bucket/x", std::iter::empty()).expect_err("refused");
+        assert!(refused.to_string().contains("without the feature `s3`"), "{refused}");
+    }
+
+    #[cfg(feature = "s3")]
+    #[test]
+    fn buckets_open_with_options() {
+        let region = [("AWS_REGION".to_owned(), "eu-central-1".to_owned())];
+        let (objects, prefix) = open("s3://bucket/a/b", region).expect("opened");
+        assert_eq!(
+            (objects.to_string(), prefix.to_string()),
+            ("AmazonS3(bucket)".into(), "a/b".into())
+        );
     }
 }

@@ -1,8 +1,11 @@
 //! Black-box tests of running nodes, in one binary.
 
+mod cluster;
 mod crash;
 mod embedded_store;
 mod faults;
+#[cfg(feature = "fdb")]
+mod foundationdb;
 mod http;
 mod memos;
 mod model;

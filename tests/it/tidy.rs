@@ -241,6 +241,23 @@ fn files_are_small() {
     report(found);
 }
 
+/// What people copy has to work.
+#[test]
+fn example_settings_are_valid() {
+    let mut found = Vec::new();
+    let is_settings =
+        |path: &&String| path.starts_with("deploy/config/") && path.ends_with(".toml");
+    let files = files();
+    let examples: Vec<&String> = files.iter().filter(is_settings).collect();
+    assert!(!examples.is_empty(), "`deploy/config` has no settings");
+    for path in examples {
+        if let Err(error) = memcube::Settings::load(Some(&root().join(path))) {
+            found.push(format!("{path}:1: {error}"));
+        }
+    }
+    report(found);
+}
+
 /// Nothing depends on one machine's folders, nor speaks to a registry past its client.
 #[test]
 fn no_machine_is_named() {

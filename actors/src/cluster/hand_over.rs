@@ -5,6 +5,7 @@ use memcube_schemas::{CubeId, NodeId, peer::PeerCall};
 use super::{
     peers::{Unanswered, done},
     placement::Placement,
+    route::too_large,
 };
 use crate::{
     cube::CubeKey,
@@ -97,6 +98,7 @@ impl Cubes {
 fn silent(unanswered: Unanswered) -> Error {
     match unanswered {
         Unanswered::Full => Error::overloaded("the queue of calls to other nodes", 100),
+        Unanswered::TooLarge => too_large(),
         Unanswered::NotSent | Unanswered::Lost => {
             Error::unavailable("the other node did not answer; retry")
         }

@@ -274,19 +274,23 @@ impl Watching {
     async fn look_around(&mut self) -> std::result::Result<(), StoreError> {
         let output = self.store.read(vec![RangeRead::all(keys::nodes())]).await?;
         let now_us = self.environment.monotonic_us();
-        let mut others = BTreeMap::new();
+        let (mut others, mut addresses) = (BTreeMap::new(), BTreeMap::new());
         for entry in output.pages.into_iter().flat_map(|page| page.entries) {
             let Ok(record) = decode::<NodeRecord>(&entry.value) else { continue };
             if record.node == self.record.node || record.state != NodeState::Alive {
                 continue;
             }
             let (node, incarnation) = (record.node.clone(), record.incarnation);
+            let address = record.address.clone();
             let is_dead =
                 self.stood_still(&record, now_us) && self.declare_dead(record, entry.version).await;
             if !is_dead {
+                addresses.insert(node.clone(), address);
                 others.insert(node, incarnation);
             }
         }
+        // First, so that whoever calls a node that it sees in the view reaches it.
+        self.parts.transport.meet(&addresses);
         self.seen.retain(|node, _| others.contains_key(node));
         self.views.send_if_modified(|view| {
             let is_news = view.others != others;

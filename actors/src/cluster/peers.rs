@@ -18,8 +18,8 @@ use memcube_schemas::{
     Incarnation, NodeId,
     codec::{decode, encode},
     limits::{
-        CUBE_CALL_MS_MAX, PEER_CALLS_MAX, PEER_CHANGE_MS_MAX, PEER_READ_MS_MAX, PEER_SERVING_MAX,
-        PEER_WINDOW_CALLS, PEER_WINDOW_KEPT_MS,
+        CUBE_CALL_MS_MAX, PEER_CALLS_MAX, PEER_CHANGE_MS_MAX, PEER_FRAME_BYTES_MAX,
+        PEER_READ_MS_MAX, PEER_SERVING_MAX, PEER_WINDOW_CALLS, PEER_WINDOW_KEPT_MS,
     },
     peer::{PeerAnswer, PeerBody, PeerCall, PeerFailure, PeerFrame},
 };
@@ -47,6 +47,8 @@ pub(crate) enum Unanswered {
     NotSent,
     /// Too many wait already; it was not sent.
     Full,
+    /// It does not fit into a frame; it was not sent.
+    TooLarge,
     /// It may have been executed, and may still be.
     Lost,
 }
@@ -81,7 +83,7 @@ struct Pending {
     /// The life of this node that asks: numbers of calls start anew with each.
     from: Incarnation,
     to: Incarnation,
-    reply: oneshot::Sender<PeerAnswer>,
+    reply: oneshot::Sender<std::result::Result<PeerAnswer, Unanswered>>,
 }
 
 /// The newest numbers of one sender; what lies below counts as seen.
@@ -155,6 +157,11 @@ impl Peers {
         self.is_closed.load(Ordering::Acquire)
     }
 
+    /// Lets the last answers leave, then takes this node off the network.
+    pub(crate) async fn hang_up(&self) {
+        self.transport.close().await;
+    }
+
     /// Neither sends nor hears anything any more, as after a crash.
     pub(crate) fn kill(&self) {
         self.close();
@@ -190,11 +197,19 @@ impl Peers {
             (number, self.frame(&view, life, number, PeerBody::Call(call)))
         };
         let given_up = Forget { peers: self, number };
+        if frame.len() > PEER_FRAME_BYTES_MAX {
+            return Err(Unanswered::TooLarge);
+        }
         self.transport.send(to, frame);
         let answered = tokio::time::timeout(patience, answer).await;
         drop(given_up);
         match answered {
-            Ok(Ok(answer)) => {
+            Ok(Ok(Err(unanswered))) => {
+                metrics::counter!(names::PEER_CALLS_TOTAL, "outcome" => "unsent").increment(1);
+                self.environment.reach("peers.call-unsent", to.as_str());
+                Err(unanswered)
+            }
+            Ok(Ok(Ok(answer))) => {
                 metrics::counter!(names::PEER_CALLS_TOTAL, "outcome" => "answered").increment(1);
                 Ok(answer)
             }
@@ -242,7 +257,7 @@ impl Peers {
             state.pending.remove(&call);
         } else if is_expected && let Some(pending) = state.pending.remove(&call) {
             // Whoever asked may have given up.
-            let _ = pending.reply.send(answer);
+            let _ = pending.reply.send(Ok(answer));
         }
     }
 
@@ -304,7 +319,16 @@ impl Peers {
 
     fn send_answer(&self, view: &View, asked: &PeerFrame, answer: PeerAnswer) {
         let body = PeerBody::Answer(answer);
-        let frame = self.frame(view, asked.from_incarnation, asked.call, body);
+        let mut frame = self.frame(view, asked.from_incarnation, asked.call, body);
+        if frame.len() > PEER_FRAME_BYTES_MAX {
+            let error = Error::invalid(format!(
+                "the answer takes {} bytes between nodes, the limit is {PEER_FRAME_BYTES_MAX}: ask \
+                 for less at once; if this was a change, it was made",
+                frame.len()
+            ));
+            let body = PeerBody::Answer(PeerAnswer::Failed(error.into()));
+            frame = self.frame(view, asked.from_incarnation, asked.call, body);
+        }
         if !self.is_killed.load(Ordering::Acquire) {
             self.transport.send(&asked.from, frame);
         }
@@ -322,6 +346,24 @@ impl Peers {
 }
 
 impl Inbox for Peers {
+    fn undelivered(&self, frame: &[u8]) {
+        // An answer that did not arrive is lost: whoever asked waits, and then does not know.
+        let Ok(PeerFrame { from_incarnation, to_incarnation, call, body, .. }) = decode(frame)
+        else {
+            return;
+        };
+        let mut state = self.state();
+        let asked = state.pending.get(&call).filter(|pending| {
+            let is_mine = pending.from == from_incarnation && pending.to == to_incarnation;
+            is_mine && matches!(body, PeerBody::Call(_))
+        });
+        if asked.is_some()
+            && let Some(pending) = state.pending.remove(&call)
+        {
+            let _ = pending.reply.send(Err(Unanswered::NotSent));
+        }
+    }
+
     fn deliver(&self, frame: Vec<u8>) {
         let Some(peers) = self.myself.upgrade() else { return };
         if self.is_killed.load(Ordering::Acquire) {

@@ -10,7 +10,7 @@ use memcube_schemas::{
     codec::decode,
     cube::Ownership,
     keys,
-    limits::ROUTES_MAX,
+    limits::{PEER_FRAME_BYTES_MAX, ROUTES_MAX},
     peer::{PeerAnswer, PeerCall},
 };
 use tokio::sync::oneshot;
@@ -82,7 +82,7 @@ impl Cubes {
         }
         let reason = last.map_or_else(String::new, |error| format!(" ({error})"));
         let error =
-            Error::unavailable(format!("the cube `{}` keeps moving{reason}; retry", key.cube))
+            Error::unavailable(format!("the cube `{}` cannot be reached{reason}; retry", key.cube))
                 .retry_after_ms(500);
         Err(if is_in_doubt { unsure(&error) } else { error })
     }
@@ -172,13 +172,20 @@ impl Cubes {
                 Err(look_again())
             }
             Ok(PeerAnswer::Failed(failure)) => Err(Refused::for_sure(failure.into())),
-            Ok(PeerAnswer::WrongLife) | Err(Unanswered::NotSent) => Err(look_again()),
+            Ok(PeerAnswer::WrongLife) => Err(look_again()),
+            Err(Unanswered::NotSent) => {
+                let message = format!("`{node}` cannot be reached");
+                Err(Refused::for_sure(Error::new(ErrorKind::Fenced, message)))
+            }
             Err(Unanswered::Full) => {
                 let error = Error::overloaded("the queue of calls to other nodes", 100);
                 Err(Refused::for_sure(error))
             }
+            Err(Unanswered::TooLarge) => Err(Refused::for_sure(too_large())),
             Err(Unanswered::Lost) if call.may_be_repeated() => {
-                Err(Refused { is_in_doubt: true, ..look_again() })
+                let message = format!("`{node}` does not answer");
+                let error = Error::new(ErrorKind::Fenced, message);
+                Err(Refused { error, is_in_doubt: true })
             }
             Err(Unanswered::Lost) => Err(Refused::for_sure(Error::unavailable(format!(
                 "the node `{node}` did not answer; if this was a change, its outcome is unknown: \
@@ -290,6 +297,12 @@ impl Serve for Shared {
             }
         })
     }
+}
+
+pub(super) fn too_large() -> Error {
+    Error::invalid(format!(
+        "the request takes more than {PEER_FRAME_BYTES_MAX} bytes between nodes: send less at once"
+    ))
 }
 
 fn outcome(result: Result<()>) -> PeerAnswer {

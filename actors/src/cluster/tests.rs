@@ -1,5 +1,6 @@
 //! Several nodes in one process, on paused time: who serves a cube, and what callers notice of it.
 
+mod lossy;
 mod slow_store;
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +12,7 @@ use memcube_schemas::{
     keys,
 };
 
-use super::{ClusterParts, ClusterSettings, LocalHub};
+use super::{ClusterParts, ClusterSettings, LocalHub, Transport};
 use crate::{
     CubeHandle, Cubes, Error, ErrorKind, NodeParts, TenantContext,
     cube::{AddRequest, SearchRequest, UpdateRequest},
@@ -66,8 +67,18 @@ impl World {
         environment: Environment,
         embedder: Option<EmbedderHandle>,
     ) {
+        let transport = self.hub.transport(node(number), environment.clone());
+        self.start_over(transport, number, environment, embedder).await;
+    }
+
+    async fn start_over(
+        &mut self,
+        transport: Arc<dyn Transport>,
+        number: u64,
+        environment: Environment,
+        embedder: Option<EmbedderHandle>,
+    ) {
         let node = node(number);
-        let transport = self.hub.transport(node.clone(), environment.clone());
         let parts = NodeParts {
             store: Arc::clone(&self.reached),
             environment,
@@ -76,6 +87,7 @@ impl World {
             passivate_after_ms: 60_000,
             hot_cubes_max: 100,
             cluster: Some(ClusterParts { transport, settings: ClusterSettings::default() }),
+            vectors: None,
         };
         self.nodes.push(Cubes::start(parts).await.expect("started"));
     }

@@ -8,19 +8,25 @@ use std::{
     sync::{Arc, Mutex, Weak},
 };
 
+use futures_util::future::BoxFuture;
 use memcube_schemas::NodeId;
 
 use crate::environment::Environment;
 
-/// Where frames that arrive at a node go.
+/// Where frames that arrive at a node go, and what becomes of those it sends.
 pub trait Inbox: Send + Sync + 'static {
     /// Takes a frame. Returns at once: the work happens in a task.
     fn deliver(&self, frame: Vec<u8>);
+
+    /// Takes back a frame of this node that certainly reached nobody, so that whoever waits for an
+    /// answer need not wait in vain. A transport that cannot tell says nothing; one that can may
+    /// say so while `send` still runs.
+    fn undelivered(&self, _frame: &[u8]) {}
 }
 
 /// How one node sends to the others, and hears from them.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends a frame. What cannot be delivered is lost without a word.
+    /// Sends a frame. What cannot be delivered is lost; [`Inbox::undelivered`] may tell.
     fn send(&self, to: &NodeId, frame: Vec<u8>);
 
     /// Says where arriving frames go. Called once, when the node starts. The transport does not
@@ -29,6 +35,15 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Where the others reach this node, for its heartbeat.
     fn address(&self) -> String;
+
+    /// Says who the other nodes are and where each is reached, in the words of its heartbeat.
+    /// Called at every look around, before anybody calls them.
+    fn meet(&self, _others: &BTreeMap<NodeId, String>) {}
+
+    /// Lets what is on its way leave, then hears nothing any more: the node has ended.
+    fn close(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Connects nodes that live in one process. Cheap to clone; every clone is the same hub.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use memcube_schemas::{
     RequestId, Version,
     call::CubeAnswer,
-    command::{CubeCommand, CubeEvent, CubeReply},
+    command::{CubeCommand, CubeEvent, CubeReply, Selection},
     cube::{CubeManifest, RequestRecord},
-    limits::{COMMANDS_PER_COMMIT_MAX, EVENTS_PER_COMMIT_MAX},
+    limits::{COMMANDS_PER_COMMIT_MAX, COMMIT_BYTES_AIM, EVENTS_PER_COMMIT_MAX},
 };
 use ractor::ActorRef;
 use tokio::sync::oneshot;
@@ -18,6 +18,7 @@ use super::{
     fenced,
     journal::{self, Recorded},
     message::Successor,
+    parts,
 };
 use crate::{
     defects::Defect,
@@ -107,14 +108,17 @@ impl Running {
         let mut batch = Batch::default();
         let mut working = Working::on(&self.cube, now_ms);
         let (ids, environment) = (&mut self.ids, &self.environment);
+        let mut bytes = 0;
         while batch.answers.len() < COMMANDS_PER_COMMIT_MAX
             && batch.events.len() < EVENTS_PER_COMMIT_MAX
+            && bytes < COMMIT_BYTES_AIM
         {
             let Some(mut change) = self.waiting.pop_front() else { break };
             let command = std::mem::replace(&mut change.command, nothing());
             environment.reach("cube.decide", first_text(&command));
             match working.decide(command, &mut || ids.next(environment)) {
                 Ok(Decision { events, reply, request }) => {
+                    bytes += events.iter().map(parts::event_bytes).sum::<usize>();
                     batch.events.extend(events.into_iter().map(|event| (event, change.by.clone())));
                     batch.requests.extend(request);
                     batch.answers.push((change, Ok(reply)));
@@ -247,7 +251,7 @@ impl Running {
 
 /// Stands where a command was taken out.
 fn nothing() -> CubeCommand {
-    CubeCommand::AddMemories { drafts: Vec::new(), request: None }
+    CubeCommand::DeleteMemories { selection: Selection::Ids(Vec::new()), purge: false }
 }
 
 fn first_text(command: &CubeCommand) -> &str {

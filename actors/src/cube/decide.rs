@@ -8,14 +8,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use memcube_schemas::{
     ConversationId, MemoryId, RequestId, Version,
     command::{
-        AddedMemory, CubeCommand, CubeEvent, CubeReply, MemoryChange, MemoryDraft, Selection,
+        AddPart, AddedMemory, CubeCommand, CubeEvent, CubeReply, MemoryChange, MemoryDraft,
+        Selection,
     },
     cube::RequestRecord,
-    limits::{DELETES_PER_COMMIT_MAX, ITEMS_PER_CUBE_MAX, SOURCES_PER_ITEM_MAX},
-    memory::{MemoryItem, MemoryStatus},
+    limits::{EVENTS_PER_COMMIT_MAX, ITEMS_PER_CUBE_MAX, SOURCES_BYTES_MAX, SOURCES_PER_ITEM_MAX},
+    memory::{MemoryItem, MemoryStatus, SourceTurn},
 };
 
-use super::state::{CubeState, text_hash};
+use super::{
+    parts,
+    state::{CubeState, text_hash},
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What one command would do.
@@ -64,7 +68,9 @@ impl<'a> Working<'a> {
         next_id: &mut dyn FnMut() -> MemoryId,
     ) -> Result<Decision> {
         match command {
-            CubeCommand::AddMemories { drafts, request } => self.add(drafts, request, next_id),
+            CubeCommand::AddMemories { drafts, request, part } => {
+                self.add(drafts, request, part, next_id)
+            }
             CubeCommand::UpdateMemory { id, change, expected_revision } => {
                 self.update(id, change, expected_revision)
             }
@@ -104,14 +110,23 @@ impl<'a> Working<'a> {
         &mut self,
         drafts: Vec<MemoryDraft>,
         request: Option<RequestId>,
+        part: AddPart,
         next_id: &mut dyn FnMut() -> MemoryId,
     ) -> Result<Decision> {
-        let fingerprint = fingerprint(&drafts);
-        if let Some(reply) = self.repeated_request(request.as_ref(), fingerprint)? {
-            return Ok(Decision { events: Vec::new(), reply, request: None });
-        }
+        let known = match &request {
+            Some(id) => self.known_request(id, part)?,
+            None => None,
+        };
+        let (fingerprint, until) = (part.fingerprint, part.offset + drafts.len());
+        let mut remembered = match known {
+            Some(record) if record.added.len() > part.offset || record.added.len() == until => {
+                return Ok(self.repeated(record, part.offset, until));
+            }
+            Some(record) => record.added.clone(),
+            None => Vec::new(),
+        };
         let held = self.base.items.len() + self.items_added;
-        if held + drafts.len() > ITEMS_PER_CUBE_MAX {
+        if held + part.total.saturating_sub(part.offset) > ITEMS_PER_CUBE_MAX {
             return Err(Error::invalid(format!(
                 "the cube holds {held} memories, and at most {ITEMS_PER_CUBE_MAX} fit; \
                  delete some or use a second cube"
@@ -119,7 +134,7 @@ impl<'a> Working<'a> {
         }
         let mut events = Vec::with_capacity(drafts.len());
         let mut memories = Vec::with_capacity(drafts.len());
-        let mut previous = None;
+        let mut previous = part.after;
         for draft in drafts {
             let conversation = draft.conversation.clone();
             let before = conversation.as_ref().and_then(|id| self.tail(id)).or(previous);
@@ -135,40 +150,41 @@ impl<'a> Working<'a> {
             memories.push(added);
         }
         let request = request.map(|id| {
-            let added = memories.iter().map(|memory| (memory.id, memory.folded)).collect();
-            (id, RequestRecord { fingerprint, added, version: self.version })
+            remembered.extend(memories.iter().map(|memory| (memory.id, memory.folded)));
+            (id, RequestRecord { fingerprint, added: remembered, version: self.version })
         });
         if let Some((id, record)) = &request {
             self.requests.insert(id.clone(), record.clone());
         }
         let version = if events.is_empty() { self.base.manifest.version } else { self.version };
-        Ok(Decision { events, reply: CubeReply::Added { memories, version }, request })
+        Ok(Decision { events, reply: CubeReply::Added { memories, until, version }, request })
     }
 
-    /// The answer of an earlier request with the same idempotency key.
-    fn repeated_request(
-        &self,
-        request: Option<&RequestId>,
-        fingerprint: u64,
-    ) -> Result<Option<CubeReply>> {
-        let Some(id) = request else { return Ok(None) };
-        let Some(record) = self.requests.get(id).or_else(|| self.base.requests.get(id)) else {
-            return Ok(None);
-        };
-        if record.fingerprint != fingerprint {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "the idempotency key `{id}` was used for another request; choose a new one"
-                ),
-            ));
+    /// What is known of the request to which these drafts belong.
+    fn known_request(&self, id: &RequestId, part: AddPart) -> Result<Option<&RequestRecord>> {
+        let known = self.requests.get(id).or_else(|| self.base.requests.get(id));
+        if known.is_some_and(|record| record.fingerprint != part.fingerprint) {
+            let message = format!(
+                "the idempotency key `{id}` was used for another request; choose a new one"
+            );
+            return Err(Error::new(ErrorKind::Conflict, message));
         }
-        let memories = record
-            .added
+        if known.map_or(0, |record| record.added.len()) < part.offset {
+            let message = format!("what came before in the request `{id}` is forgotten; retry");
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        Ok(known)
+    }
+
+    /// The answer to a part that was added before, or to the beginning of it.
+    fn repeated(&self, record: &RequestRecord, offset: usize, until: usize) -> Decision {
+        let until = until.min(record.added.len());
+        let memories = record.added[offset..until]
             .iter()
             .filter_map(|(id, folded)| self.item(*id).map(|item| added_memory(item, *folded)))
             .collect();
-        Ok(Some(CubeReply::Added { memories, version: record.version }))
+        let reply = CubeReply::Added { memories, until, version: record.version };
+        Decision { events: Vec::new(), reply, request: None }
     }
 
     fn create(
@@ -210,9 +226,8 @@ impl<'a> Working<'a> {
         item.occurrences += 1;
         item.updated_at_ms = self.now_ms;
         item.version = self.version;
-        if item.sources.len() < SOURCES_PER_ITEM_MAX {
-            item.sources.push(draft.source);
-        }
+        item.sources.push(draft.source);
+        bound_sources(&mut item);
         self.put(item.clone());
         let added = added_memory(&item, true);
         (CubeEvent::MemoryRepeated { item }, added)
@@ -238,6 +253,7 @@ impl<'a> Working<'a> {
         }
         let mut item = former.clone();
         let vector = apply_change(&mut item, change)?;
+        bound_sources(&mut item);
         item.revision += 1;
         item.updated_at_ms = self.now_ms;
         item.version = self.version;
@@ -249,7 +265,11 @@ impl<'a> Working<'a> {
     }
 
     fn delete(&mut self, selection: &Selection, purge: bool) -> Result<Decision> {
-        let chosen = self.select(selection)?;
+        let mut chosen = self.select(selection)?;
+        // Its history keeps a copy of every item, so their bytes count.
+        let fitting = parts::fitting(chosen.iter().map(|item| parts::item_bytes(item))).max(1);
+        let more = chosen.len() > fitting;
+        chosen.truncate(fitting);
         let ids: Vec<MemoryId> = chosen.iter().map(|item| item.id).collect();
         for id in &ids {
             self.items.insert(*id, None);
@@ -259,7 +279,7 @@ impl<'a> Working<'a> {
             .into_iter()
             .map(|former| CubeEvent::MemoryDeleted { former: MemoryItem::clone(&former), purge })
             .collect();
-        Ok(Decision { events, reply: CubeReply::Deleted { ids, version }, request: None })
+        Ok(Decision { events, reply: CubeReply::Deleted { ids, more, version }, request: None })
     }
 
     fn select(&self, selection: &Selection) -> Result<Vec<Arc<MemoryItem>>> {
@@ -284,7 +304,7 @@ impl<'a> Working<'a> {
         }
     }
 
-    /// The first items that are wanted and not frozen, as many as one commit deletes.
+    /// The first items that are wanted and not frozen, one more than fit into a commit.
     fn some(&self, wanted: impl Fn(&MemoryItem) -> bool) -> Vec<Arc<MemoryItem>> {
         let unchanged = self.base.items.iter().filter(|(id, _)| !self.items.contains_key(id));
         let changed = self.items.iter().filter_map(|(id, item)| Some((id, item.as_ref()?)));
@@ -292,10 +312,22 @@ impl<'a> Working<'a> {
         merged
             .into_values()
             .filter(|item| item.status != MemoryStatus::Frozen && wanted(item))
-            .take(DELETES_PER_COMMIT_MAX)
+            .take(EVENTS_PER_COMMIT_MAX + 1)
             .cloned()
             .collect()
     }
+}
+
+/// Drops the sources beyond those that an item lists; repetitions beyond are only counted.
+fn bound_sources(item: &mut MemoryItem) {
+    let mut left = SOURCES_BYTES_MAX;
+    let fits = |source: &&SourceTurn| {
+        let fits = source.content.len() <= left;
+        left = left.saturating_sub(source.content.len());
+        fits
+    };
+    let kept = item.sources.iter().take(SOURCES_PER_ITEM_MAX).take_while(fits).count();
+    item.sources.truncate(kept.max(1));
 }
 
 /// Changes an item in place; returns the vector of a new text.
@@ -333,14 +365,4 @@ fn apply_change(item: &mut MemoryItem, change: MemoryChange) -> Result<Option<Ve
 
 fn added_memory(item: &MemoryItem, folded: bool) -> AddedMemory {
     AddedMemory { id: item.id, text: item.text.clone(), kind: item.kind, folded }
-}
-
-/// Tells two requests apart: by texts in their order, conversation, labels and data.
-fn fingerprint(drafts: &[MemoryDraft]) -> u64 {
-    drafts.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, draft| {
-        let conversation = draft.conversation.as_ref().map_or("", ConversationId::as_str);
-        let parts = [draft.text.as_str(), conversation, draft.info.as_str()];
-        let parts = parts.into_iter().chain(draft.tags.iter().map(String::as_str));
-        parts.fold(hash, |hash, part| hash.rotate_left(5) ^ text_hash(part))
-    })
 }

@@ -1,29 +1,33 @@
 //! The front door of a cube: finds or hydrates its actor, prepares texts, waits for the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use memcube_schemas::{
-    CubeId, MemoryId, Version,
+    ConversationId, CubeId, MemoryId, RequestId, Version,
     call::{CubeAnswer, CubeCall, ItemPage, SearchOutcome},
     codec::decode,
-    command::{ChangedText, CubeCommand, CubeReply, MemoryChange, MemoryDraft, Selection},
+    command::{
+        AddPart, AddedMemory, ChangedText, CubeCommand, CubeReply, MemoryChange, MemoryDraft,
+        Selection,
+    },
     cube::CubeManifest,
     keys,
     limits::{
-        CUBE_CALL_MS_MAX, DELETES_PER_COMMIT_MAX, EMBED_CHUNK_TEXTS, ITEM_TEXT_BYTES_MAX,
-        PAGE_ITEMS_MAX, QUERY_BYTES_MAX, TOP_K_MAX,
+        CUBE_CALL_MS_MAX, EMBED_CHUNK_TEXTS, ITEM_TEXT_BYTES_MAX, MEMORIES_PER_ADD_MAX,
+        PAGE_ITEMS_MAX,
     },
     memory::{MemoryItem, MemoryRevision},
 };
 
 use super::{
-    CubeKey,
+    CubeKey, parts,
     recall::{RecallRequest, SearchRequest, embedding_text},
     requests::{
-        AddOutcome, AddRequest, DeleteRequest, UpdateRequest, check_add, check_info, check_tags,
-        estimate_tokens, fact_draft,
+        AddOutcome, AddRequest, DeleteRequest, UpdateRequest, check_add, check_info, check_search,
+        check_tags, estimate_tokens, fact_draft,
     },
     seconds,
+    state::text_hash,
 };
 use crate::{
     directory::Cubes,
@@ -80,19 +84,55 @@ impl CubeHandle {
                 .filter(|fact| !fact.trim().is_empty())
                 .map(|fact| fact_draft(fact.trim(), &request)),
         );
+        if drafts.len() > MEMORIES_PER_ADD_MAX {
+            return Err(Error::invalid(format!(
+                "these messages make {} memories, the limit is {MEMORIES_PER_ADD_MAX}; send them \
+                 in several calls",
+                drafts.len()
+            )));
+        }
         // Fails early, before the expensive part, when there is no such cube.
         self.in_time(self.cubes.find(&self.key)).await?;
         self.embed_drafts(&mut drafts).await?;
-        let command = CubeCommand::AddMemories { drafts, request: request.request };
-        match self.change("add", command).await? {
-            CubeReply::Added { memories, version } => {
-                for memory in &memories {
-                    let folded = if memory.folded { "true" } else { "false" };
-                    metrics::counter!(names::MEMORIES_ADDED_TOTAL, "folded" => folded).increment(1);
-                }
-                Ok(AddOutcome { memories, ignored_messages, version })
+        let (memories, version) = self.add_drafts(&drafts, request.request).await?;
+        for memory in &memories {
+            let folded = if memory.folded { "true" } else { "false" };
+            metrics::counter!(names::MEMORIES_ADDED_TOTAL, "folded" => folded).increment(1);
+        }
+        Ok(AddOutcome { memories, ignored_messages, version })
+    }
+
+    /// Adds drafts, in as many commits as they need.
+    async fn add_drafts(
+        &self,
+        drafts: &[MemoryDraft],
+        request: Option<RequestId>,
+    ) -> Result<(Vec<AddedMemory>, Version)> {
+        let total = drafts.len();
+        let mut part = AddPart { offset: 0, total, fingerprint: fingerprint(drafts), after: None };
+        let mut added: Vec<AddedMemory> = Vec::with_capacity(total);
+        loop {
+            let rest = &drafts[part.offset..];
+            let drafts = rest[..parts::part(rest)].to_vec();
+            let command = CubeCommand::AddMemories { drafts, request: request.clone(), part };
+            let reply = self.change("add", command).await;
+            let reply = reply.map_err(|error| match part.offset {
+                0 => error,
+                done => error.with_note(&format!(
+                    "{done} of {total} memories are remembered; with an idempotency key, a retry \
+                     goes on from there"
+                )),
+            })?;
+            let CubeReply::Added { memories, until, version } = reply else {
+                return Err(unexpected_reply());
+            };
+            part.after = memories.last().map(|memory| memory.id).or(part.after);
+            added.extend(memories);
+            if until == total {
+                return Ok((added, version));
             }
-            CubeReply::Updated { .. } | CubeReply::Deleted { .. } => Err(unexpected_reply()),
+            // An earlier try of the same request may have cut it elsewhere.
+            part.offset = until;
         }
     }
 
@@ -123,18 +163,7 @@ impl CubeHandle {
     /// # Errors
     /// `Invalid` for an empty or oversized query, `NotFound`, `Overloaded`, `Unavailable`.
     pub async fn search(&self, request: SearchRequest) -> Result<SearchOutcome> {
-        if request.query.trim().is_empty() {
-            return Err(Error::invalid("`query` is empty; ask for something"));
-        }
-        if request.query.len() > QUERY_BYTES_MAX {
-            return Err(Error::invalid(format!(
-                "`query` has {} bytes, the limit is {QUERY_BYTES_MAX}",
-                request.query.len()
-            )));
-        }
-        if request.top_k == 0 || request.top_k > TOP_K_MAX {
-            return Err(Error::invalid(format!("`top_k` must be between 1 and {TOP_K_MAX}")));
-        }
+        check_search(&request)?;
         self.in_time(self.cubes.find(&self.key)).await?;
         let vector = match self.cubes.embedder() {
             Some(embedder) => {
@@ -245,26 +274,30 @@ impl CubeHandle {
         Ok(ChangedText { text, vector: Some(embedding.vector), tokens: embedding.tokens })
     }
 
-    /// Forgets items.
+    /// Forgets items. A large selection is forgotten by several commits.
     ///
     /// # Errors
     /// `NotFound` when an id is unknown, `Invalid` when an item is frozen; then nothing is deleted.
     pub async fn delete(&self, request: DeleteRequest) -> Result<(Vec<MemoryId>, Version)> {
-        let mut gone = Vec::new();
+        let DeleteRequest { mut selection, purge } = request;
+        let mut gone: Vec<MemoryId> = Vec::new();
         loop {
-            let DeleteRequest { selection, purge } = request.clone();
-            let command = CubeCommand::DeleteMemories { selection, purge };
-            let (ids, version) = match self.change("delete", command).await? {
-                CubeReply::Deleted { ids, version } => (ids, version),
-                CubeReply::Added { .. } | CubeReply::Updated { .. } => {
-                    return Err(unexpected_reply());
-                }
+            let command = CubeCommand::DeleteMemories { selection: selection.clone(), purge };
+            let reply = self.change("delete", command).await;
+            let reply = reply.map_err(|error| match gone.len() {
+                0 => error,
+                count => error.with_note(&format!("{count} memories are deleted; retry")),
+            })?;
+            let CubeReply::Deleted { ids, more, version } = reply else {
+                return Err(unexpected_reply());
             };
-            // A large selection is deleted by several commits, each of them whole.
-            let is_last = ids.len() < DELETES_PER_COMMIT_MAX
-                || matches!(request.selection, Selection::Ids(_));
+            if let Selection::Ids(wanted) = &mut selection {
+                let ids: BTreeSet<MemoryId> = ids.iter().copied().collect();
+                wanted.retain(|id| !ids.contains(id));
+            }
             gone.extend(ids);
-            if is_last {
+            // A large selection is deleted by several commits, each of them whole.
+            if !more {
                 return Ok((gone, version));
             }
         }
@@ -292,6 +325,10 @@ impl CubeHandle {
             // A cube that cannot be read, or is in quarantine, can still be deleted.
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 self.cubes.erase_unread(&self.key).await
+            }
+            // So can one of which a restore that broke off has left some rows.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.cubes.discard_restore(&self.key).await? { Ok(()) } else { Err(error) }
             }
             Err(error) => Err(error),
         }
@@ -328,6 +365,16 @@ impl CubeHandle {
             .retry_after_ms(1_000))
         })
     }
+}
+
+/// Tells two adds apart: by texts in their order, conversation, labels and data.
+fn fingerprint(drafts: &[MemoryDraft]) -> u64 {
+    drafts.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, draft| {
+        let conversation = draft.conversation.as_ref().map_or("", ConversationId::as_str);
+        let parts = [draft.text.as_str(), conversation, draft.info.as_str()];
+        let parts = parts.into_iter().chain(draft.tags.iter().map(String::as_str));
+        parts.fold(hash, |hash, part| hash.rotate_left(5) ^ text_hash(part))
+    })
 }
 
 fn unexpected_reply() -> Error {

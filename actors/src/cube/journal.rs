@@ -98,6 +98,24 @@ pub(crate) fn made(key: &CubeKey, manifest: &CubeManifest) -> Vec<Mutation> {
     [set_manifest(key, manifest)].into_iter().chain(feed(key, &record)).collect()
 }
 
+/// What makes a cube visible whose rows were put back from a backup.
+pub(crate) fn restored(
+    key: &CubeKey,
+    claim: &Claim,
+    manifest: &CubeManifest,
+    now_ms: i64,
+) -> Vec<Mutation> {
+    let record = FeedRecord {
+        cube: key.cube.clone(),
+        epoch: claim.epoch,
+        version: manifest.version,
+        at_ms: now_ms,
+        change: FeedChange::CubeRestored,
+    };
+    let mark = Mutation::Clear { key: keys::restoring(&key.tenant, &key.cube) };
+    [set_manifest(key, manifest), mark].into_iter().chain(feed(key, &record)).collect()
+}
+
 /// Tells of a commit in the feed of its tenant, says that it has news, and rings.
 fn feed(key: &CubeKey, record: &FeedRecord) -> [Mutation; 3] {
     let shard = keys::feed_shard(&key.cube);

@@ -15,6 +15,7 @@ mod handle;
 mod hydrate;
 mod journal;
 mod message;
+mod parts;
 mod reads;
 pub mod recall;
 mod requests;
@@ -35,9 +36,10 @@ pub use self::{
 };
 pub(crate) use self::{
     hydrate::Hydrator,
-    journal::{commit, made},
+    journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
-    state::{CubeKey, CubeState, text_hash},
+    requests::check_search,
+    state::{Claim, CubeKey, CubeState, text_hash},
 };
 use crate::{
     environment::{Environment, MemoryIds},

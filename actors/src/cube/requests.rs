@@ -2,9 +2,13 @@
 
 use memcube_schemas::{
     ConversationId, RequestId, Version,
+    call::SearchRequest,
     command::{AddedMemory, MemoryDraft, Selection},
     conversation::{Message, Role},
-    limits::{INFO_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_PER_ADD_MAX, TAG_BYTES_MAX, TAGS_MAX},
+    limits::{
+        INFO_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_PER_ADD_MAX, QUERY_BYTES_MAX, TAG_BYTES_MAX,
+        TAGS_MAX, TOP_K_MAX,
+    },
     memory::{MemoryKind, MemoryStatus, SourceTurn},
 };
 
@@ -86,6 +90,22 @@ pub(super) fn check_add(request: &AddRequest) -> Result<()> {
     }
     check_tags(&request.tags)?;
     check_info(&request.info)
+}
+
+pub(crate) fn check_search(request: &SearchRequest) -> Result<()> {
+    if request.query.trim().is_empty() {
+        return Err(Error::invalid("`query` is empty; ask for something"));
+    }
+    if request.query.len() > QUERY_BYTES_MAX {
+        return Err(Error::invalid(format!(
+            "`query` has {} bytes, the limit is {QUERY_BYTES_MAX}",
+            request.query.len()
+        )));
+    }
+    if request.top_k == 0 || request.top_k > TOP_K_MAX {
+        return Err(Error::invalid(format!("`top_k` must be between 1 and {TOP_K_MAX}")));
+    }
+    Ok(())
 }
 
 pub(super) fn check_tags(tags: &[String]) -> Result<()> {

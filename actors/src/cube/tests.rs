@@ -55,6 +55,7 @@ impl World {
             passivate_after_ms: 60_000,
             hot_cubes_max,
             cluster: None,
+            vectors: None,
         })
         .await
         .expect("started");

@@ -10,6 +10,7 @@ use memcube_schemas::{
 
 use super::{Cubes, Shared};
 use crate::{
+    backup,
     cluster::route::outward,
     cube::{CubeHandle, CubeKey},
     error::{Error, ErrorKind, Result},
@@ -55,7 +56,11 @@ impl Cubes {
             embedder: None,
             snapshot: None,
         };
-        let checks = vec![Check::Absent { key: keys::manifest(context.tenant(), &manifest.id) }];
+        let mark = keys::restoring(context.tenant(), &manifest.id);
+        let checks = vec![
+            Check::Absent { key: keys::manifest(context.tenant(), &manifest.id) },
+            Check::Absent { key: mark },
+        ];
         let key = CubeKey { tenant: context.tenant().clone(), cube: manifest.id.clone() };
         let mutations = crate::cube::made(&key, &manifest);
         for _ in 0..CREATE_TRIES {
@@ -64,10 +69,15 @@ impl Cubes {
             match crate::cube::commit(store, environment, checks, mutations).await {
                 Ok(_) => return Ok(manifest),
                 // A store may refuse without reason; only a row that is there is one.
-                Err(StoreError::Conflict { .. }) if self.manifest(&key).await?.is_none() => {}
                 Err(StoreError::Conflict { .. }) => {
-                    let message = format!("there is a cube `{}` already", manifest.id);
-                    return Err(Error::new(ErrorKind::Conflict, message));
+                    if self.manifest(&key).await?.is_some() {
+                        let message = format!("there is a cube `{}` already", manifest.id);
+                        return Err(Error::new(ErrorKind::Conflict, message));
+                    }
+                    if self.half_restored(&key).await?.is_some() {
+                        let message = half_restored(&manifest.id);
+                        return Err(Error::new(ErrorKind::Conflict, message));
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -84,7 +94,9 @@ impl Cubes {
         if !self.shared.directory.contains_key(&key) && self.manifest(&key).await?.is_none() {
             match self.create(context, id.clone(), None, None).await {
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error)
+                    if error.kind() == ErrorKind::Conflict
+                        && self.half_restored(&key).await?.is_none() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -121,14 +133,21 @@ impl Cubes {
         Ok((cubes, page.more))
     }
 
-    /// Describes one cube without hydrating it; also one that is in quarantine.
+    /// Describes one cube without hydrating it; also one that is in quarantine, and one whose
+    /// restore is under way or broke off.
     ///
     /// # Errors
     /// `NotFound` without such a cube.
     pub async fn describe(&self, context: &TenantContext, id: &CubeId) -> Result<CubeDescription> {
         let key = CubeKey { tenant: context.tenant().clone(), cube: id.clone() };
-        match self.manifest(&key).await? {
-            Some(manifest) => self.describe_manifest(context, manifest).await,
+        if let Some(manifest) = self.manifest(&key).await? {
+            return self.describe_manifest(context, manifest).await;
+        }
+        match self.half_restored(&key).await? {
+            Some(manifest) => {
+                let quarantine = Some(half_restored(id));
+                Ok(CubeDescription { manifest, is_hot: false, quarantine })
+            }
             None => Err(Error::not_found(format!("there is no cube `{id}`"))),
         }
     }
@@ -178,6 +197,19 @@ impl Cubes {
         Ok(())
     }
 
+    /// Clears what a restore of a cube that broke off has left. Returns whether there was anything.
+    pub(crate) async fn discard_restore(&self, key: &CubeKey) -> Result<bool> {
+        backup::discard(&self.shared.store, &self.shared.environment, key).await
+    }
+
+    /// What a cube will be once its restore ends, if one has begun.
+    async fn half_restored(&self, key: &CubeKey) -> Result<Option<CubeManifest>> {
+        let read = RangeRead::key(keys::restoring(&key.tenant, &key.cube));
+        let output = self.shared.store.read(vec![read]).await?;
+        let entry = output.pages.first().and_then(|page| page.entries.first());
+        entry.map(|entry| Ok(decode(&entry.value)?)).transpose()
+    }
+
     pub(crate) async fn manifest(&self, key: &CubeKey) -> Result<Option<CubeManifest>> {
         let read = RangeRead::key(keys::manifest(&key.tenant, &key.cube));
         let output = self.shared.store.read(vec![read]).await?;
@@ -195,6 +227,13 @@ impl Cubes {
         let quarantine = self.shared.host.quarantine(key).await?;
         Ok(CubeDescription { manifest, is_hot, quarantine })
     }
+}
+
+fn half_restored(id: &CubeId) -> String {
+    format!(
+        "the cube `{id}` is being restored, or its restore broke off; wait, run `memcube restore` \
+         again, or delete the cube to be rid of what was restored of it"
+    )
 }
 
 /// A cube whose manifest is damaged, as far as its key tells.

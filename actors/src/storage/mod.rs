@@ -7,11 +7,16 @@
 
 pub mod blobs;
 mod doorbells;
+pub mod gate;
 mod in_memory;
+mod in_memory_vectors;
 mod rules;
+pub mod vector_index;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+pub mod vector_conformance;
 
 use std::{fmt, sync::Arc};
 
@@ -21,7 +26,9 @@ use memcube_schemas::{Version, keys::KeyRange};
 pub use blobs::Blobs;
 pub use doorbells::Doorbells;
 pub use in_memory::InMemoryStore;
+pub use in_memory_vectors::InMemoryVectorIndex;
 pub use rules::{STAMP_BYTES, counter_after_add, versionstamped_key};
+pub use vector_index::{SharedVectorIndex, VectorIndex};
 
 /// A shared state store.
 pub type SharedStore = Arc<dyn StateStore>;
@@ -31,7 +38,8 @@ pub type SharedStore = Arc<dyn StateStore>;
 pub struct RangeRead {
     /// Which keys.
     pub range: KeyRange,
-    /// Entries at the most.
+    /// Entries at the most. With a limit, a store may return fewer when they are large, and says
+    /// so in [`RangePage::more`].
     pub limit: usize,
     /// From the end of the range backwards.
     pub reverse: bool,
@@ -73,7 +81,7 @@ pub struct Entry {
 pub struct RangePage {
     /// In the order asked for.
     pub entries: Vec<Entry>,
-    /// Whether the limit cut the range short.
+    /// Whether the limit cut the range short, or so many bytes that the store stopped before it.
     pub more: bool,
 }
 

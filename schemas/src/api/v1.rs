@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     conversation::Role,
-    ids::{ConversationId, CubeId, MemoryId, UserId, Version},
+    ids::{ConversationId, CubeId, MemoryId, NodeId, UserId, Version},
     memory::{ChangeReason, MemoryKind, MemoryStatus, SourceTurn},
 };
 
@@ -41,6 +41,16 @@ body! {
         #[serde(default)]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
         owner: Option<UserId>,
+    }
+}
+
+body! {
+    /// Takes a backup, which the answer streams.
+    request BackupBody {
+        /// Only these cubes; all of the caller's, and its API keys, if left out.
+        #[serde(default)]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+        cubes: Option<Vec<CubeId>>,
     }
 }
 
@@ -394,6 +404,80 @@ body! {
 }
 
 body! {
+    /// Asks many cubes.
+    request TenantSearchBody {
+        /// The question.
+        query: String,
+        /// Hits at the most, over all cubes; 10 if left out.
+        #[serde(default)]
+        top_k: Option<usize>,
+        /// Word pieces that all hits together may have.
+        #[serde(default)]
+        token_budget: Option<u32>,
+        /// Hits below this relativity, from 0 to 1, are left out.
+        #[serde(default)]
+        relativity_min: Option<f32>,
+        /// Which memories count.
+        #[serde(default)]
+        filter: Option<SearchFilterBody>,
+        /// Which cubes to ask; all of the tenant's if left out.
+        #[serde(default)]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+        cubes: Option<Vec<CubeId>>,
+    }
+}
+
+body! {
+    /// One memory that was found, and where.
+    response CubeHitBody {
+        /// The cube that holds it.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        cube: CubeId,
+        /// The memory.
+        memory: MemoryBody,
+        /// How well it fits, from 0 to 1.
+        relativity: f32,
+        /// Why it was found. Across cubes there are no z-scores, and no neighbours lend words.
+        scores: ScoresBody,
+    }
+}
+
+body! {
+    /// What was found in many cubes.
+    response TenantSearchResponse {
+        /// Best first.
+        hits: Vec<CubeHitBody>,
+        /// Word pieces of all hits together.
+        tokens: u32,
+        /// Memories that were read one by one because the vector tier had not seen their last
+        /// change yet.
+        unindexed: usize,
+    }
+}
+
+body! {
+    /// One part of a tenant's cubes in the vector tier of a node.
+    response VectorShardBody {
+        /// Which part.
+        shard: u16,
+        /// Whether searches are answered from it.
+        ready: bool,
+        /// Commits that it has not seen yet, as far as they were counted.
+        behind: usize,
+    }
+}
+
+body! {
+    /// How far the vector tier of a node is with a tenant's cubes.
+    response VectorsResponse {
+        /// `none`, `in-ram` or `lance`.
+        kind: String,
+        /// Its parts; empty without a tier.
+        shards: Vec<VectorShardBody>,
+    }
+}
+
+body! {
     /// An error (RFC 9457, `application/problem+json`).
     response Problem {
         /// Names the kind of error: `about:blank#` and the code.
@@ -438,5 +522,64 @@ body! {
         cubes: bool,
         /// The embedding model is loaded, or none is configured.
         embedder: bool,
+        /// The node stands among the others, or is alone with its store.
+        cluster: bool,
+    }
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum NodeCondition {
+    /// It tells the store that it lives.
+    Alive,
+    /// It stopped doing so; the others take its cubes.
+    Dead,
+    /// It said goodbye.
+    Left,
+}
+
+body! {
+    /// One node of the installation.
+    response NodeBody {
+        /// Its name.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        id: NodeId,
+        /// Whether it lives.
+        condition: NodeCondition,
+        /// Whether it is the one that answers.
+        is_me: bool,
+        /// Where the other nodes reach it; nothing for a node that is alone.
+        address: Option<String>,
+    }
+}
+
+body! {
+    /// All nodes of the installation, in the order of their names.
+    response ListNodesResponse {
+        /// Every node that ever told of itself under a name that is still known.
+        nodes: Vec<NodeBody>,
+    }
+}
+
+body! {
+    /// Moves a cube to another node.
+    request HandOverRequest {
+        /// The node that takes it.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        node: NodeId,
+    }
+}
+
+body! {
+    /// A cube has moved.
+    response HandOverResponse {
+        /// Which cube.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        cube: CubeId,
+        /// The node that has it now.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        node: NodeId,
     }
 }

@@ -255,13 +255,36 @@ impl Scene {
 
     /// The cube is deleted with everything in it, and made anew.
     pub(super) fn erase_and_make_anew(&mut self) {
+        self.erase();
+        self.make();
+    }
+
+    /// The cube is deleted, and put back as a restore does: rows first, at last the manifest at
+    /// version 7, and the record.
+    pub(super) fn erase_and_restore(&mut self, told: FeedChange) {
+        self.erase();
+        self.ids += 1;
+        let id = MemoryId::from_parts(1_000, self.ids);
+        let text = marker::text(self.cube.0.as_str(), "mk9", 1);
+        let item = item(id, text, Version(7), None);
+        let mark = keys::restoring(&self.cube.0, &self.cube.1);
+        let begun = Mutation::Set { key: mark.clone(), value: encode(&self.now().manifest) };
+        self.commit(vec![self.set_item(&item), begun]);
+        let now = self.now();
+        now.manifest.version = Version(7);
+        now.manifest.items = 1;
+        now.items = BTreeMap::from([(id, item)]);
+        let last = vec![self.set_manifest(), Mutation::Clear { key: mark }, self.feed(told)];
+        self.commit(last);
+    }
+
+    fn erase(&mut self) {
         let (tenant, cube) = self.cube.clone();
         let ranges = keys::everything_of_cube(&tenant, &cube).into_iter();
         let mut mutations: Vec<Mutation> =
             ranges.map(|range| Mutation::ClearRange { range }).collect();
         mutations.push(self.feed(FeedChange::CubeErased));
         self.commit(mutations);
-        self.make();
     }
 
     /// Stores an item without anybody having asked for it.

@@ -181,7 +181,8 @@ impl<'a> Case<'a> {
             | RowKey::FeedMark { .. }
             | RowKey::Blob { .. }
             | RowKey::BlobReference { .. }
-            | RowKey::Tail { .. } => {}
+            | RowKey::Tail { .. }
+            | RowKey::Restoring { .. } => {}
             RowKey::Unknown => self.oddities.push("a row has a key of no known kind".to_owned()),
             RowKey::Manifest { tenant, cube } => {
                 self.cube(tenant, cube).manifest = Some(decode(value)?);
@@ -337,7 +338,8 @@ fn written(key: RowKey, value: &[u8]) -> Result<Option<Effect>, DecodeError> {
         }
         RowKey::Vector { tenant, cube, .. }
         | RowKey::Request { tenant, cube, .. }
-        | RowKey::Tail { tenant, cube, .. } => ((tenant, cube), Change::Other),
+        | RowKey::Tail { tenant, cube, .. }
+        | RowKey::Restoring { tenant, cube } => ((tenant, cube), Change::Other),
         // A feed row is written under a versionstamp; the agreement checker sees one that was not.
         RowKey::Node
         | RowKey::ApiKey
@@ -362,7 +364,8 @@ fn removed(key: RowKey, was_there: bool) -> Option<Effect> {
         }
         RowKey::Vector { tenant, cube, .. }
         | RowKey::Request { tenant, cube, .. }
-        | RowKey::Tail { tenant, cube, .. } => ((tenant, cube), Change::Other),
+        | RowKey::Tail { tenant, cube, .. }
+        | RowKey::Restoring { tenant, cube } => ((tenant, cube), Change::Other),
         RowKey::Node
         | RowKey::ApiKey
         | RowKey::News

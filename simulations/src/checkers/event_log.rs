@@ -1,12 +1,13 @@
 //! The event feed tells the truth and the whole truth: of every cube one record a commit, without a
 //! gap or a repeat, each saying what its commit did.
 //!
-//! A cube begins with *made* at version 0 and goes on by ones until *erased*; then it may begin
-//! again. It takes the commits for the truth: a commit that should not have happened is told of as
+//! A cube begins with *made* at version 0, or with *restored* at the version of a backup, and goes on
+//! by ones until *erased*; then it may begin again. It takes the commits for the truth: a commit that should not have happened is told of as
 //! well as any other.
 
 use std::collections::BTreeMap;
 
+use memcube_actors::storage::Mutation;
 use memcube_schemas::{
     MemoryId, Version,
     feed::{FeedChange, FeedRecord, ItemChange},
@@ -59,6 +60,7 @@ fn check_sequence(findings: &mut Findings, cube: &CubeName, rows: &[FeedRow]) ->
         });
         let (due, what) = match &record.change {
             FeedChange::CubeMade => (last.is_none().then_some(Version(0)), "made"),
+            FeedChange::CubeRestored => (last.is_none().then_some(version), "restored"),
             FeedChange::Items(_) => (last.map(Version::next), "changed"),
             FeedChange::CubeErased => (last, "erased"),
         };
@@ -69,7 +71,7 @@ fn check_sequence(findings: &mut Findings, cube: &CubeName, rows: &[FeedRow]) ->
             )
         });
         last = match &record.change {
-            FeedChange::CubeMade | FeedChange::Items(_) => Some(version),
+            FeedChange::CubeMade | FeedChange::CubeRestored | FeedChange::Items(_) => Some(version),
             FeedChange::CubeErased => None,
         };
     }
@@ -151,6 +153,9 @@ fn due(commit: &ReadCommit<'_>, cube: &CubeName, held: &mut Held) -> Option<Done
     }
     let is_news = before != held.version || !items.is_empty();
     match (before, held.version) {
+        (None, Some(version)) if ends_restore(commit, cube) => {
+            Some(Done { version, change: FeedChange::CubeRestored, is_news })
+        }
         (None, Some(version)) => Some(Done { version, change: FeedChange::CubeMade, is_news }),
         (Some(version), None) => Some(Done { version, change: FeedChange::CubeErased, is_news }),
         (Some(_), Some(version)) => {
@@ -158,6 +163,14 @@ fn due(commit: &ReadCommit<'_>, cube: &CubeName, held: &mut Held) -> Option<Done
         }
         (None, None) => None,
     }
+}
+
+/// Whether a commit takes away the mark of a restore, as the last one of a restore does.
+fn ends_restore(commit: &ReadCommit<'_>, (tenant, cube): &CubeName) -> bool {
+    let mark = keys::restoring(tenant, cube);
+    let takes_away =
+        |mutation: &Mutation| matches!(mutation, Mutation::Clear { key } if *key == mark);
+    commit.record.mutations.iter().any(takes_away)
 }
 
 fn told<'a>(commit: &'a ReadCommit<'_>, cube: &'a CubeName) -> Vec<&'a FeedRecord> {
@@ -196,10 +209,7 @@ fn compare(due: Option<&Done>, told: &[&FeedRecord], mut report: impl FnMut(Stri
 fn is_same(told: &FeedChange, done: &FeedChange) -> bool {
     match (told, done) {
         (FeedChange::Items(told), FeedChange::Items(done)) => sorted(told) == sorted(done),
-        (
-            FeedChange::CubeMade | FeedChange::CubeErased | FeedChange::Items(_),
-            FeedChange::CubeMade | FeedChange::CubeErased | FeedChange::Items(_),
-        ) => told == done,
+        (told, done) => told == done,
     }
 }
 
@@ -212,8 +222,6 @@ fn sorted(items: &[(MemoryId, ItemChange, u32)]) -> Vec<(MemoryId, ItemChange, u
 
 #[cfg(test)]
 mod tests {
-    use memcube_actors::storage::Mutation;
-
     use super::*;
     use crate::checkers::builder::{Scene, life, said};
 
@@ -241,6 +249,28 @@ mod tests {
         scene.enter("acme", "bob");
         scene.add(0, "mk6");
         assert_eq!(verdict(scene), [""; 0]);
+    }
+
+    #[test]
+    fn a_restored_cube_goes_on_from_the_version_of_the_backup() {
+        let mut scene = Scene::new();
+        scene.add(0, "mk1");
+        scene.erase_and_restore(FeedChange::CubeRestored);
+        scene.add(0, "mk2");
+        assert_eq!(verdict(scene), [""; 0]);
+    }
+
+    #[test]
+    fn a_restored_cube_that_is_told_as_made_is_seen() {
+        let mut scene = Scene::new();
+        scene.erase_and_restore(FeedChange::CubeMade);
+        assert_eq!(
+            verdict(scene),
+            [
+                "acme/ann: the feed says made at version 7 (commit 150) after no version",
+                "acme/ann: commit 150 tells of CubeMade and did CubeRestored",
+            ]
+        );
     }
 
     #[test]

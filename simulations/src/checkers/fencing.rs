@@ -114,8 +114,8 @@ impl Part<'_> {
             let Change::Feed(told) = change else { continue };
             let due = match (&told.change, owner) {
                 (FeedChange::CubeMade, _) => Epoch::default(),
-                (FeedChange::Items(_) | FeedChange::CubeErased, Some(owner)) => owner.epoch,
-                (FeedChange::Items(_) | FeedChange::CubeErased, None) => continue,
+                (_, Some(owner)) => owner.epoch,
+                (_, None) => continue,
             };
             if told.epoch != due {
                 self.report(&format!("tells of epoch {}, {due} is in force", told.epoch));

@@ -119,6 +119,7 @@ impl Inner {
         });
         let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
         let started = Cubes::start(NodeParts {
+            vectors: None,
             store: self.store.handle(node, life, incarnation),
             environment,
             embedder: Some(embedder),

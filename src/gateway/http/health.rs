@@ -25,7 +25,8 @@ pub(crate) async fn health() -> Json<HealthResponse> {
     })
 }
 
-/// Whether the node can serve: the store can be read and written, the actors live.
+/// Whether the node can serve: the store can be read and written, the actors live, and the other
+/// nodes know of this one.
 #[utoipa::path(get, path = "/readyz", tag = "health", security(()),
     responses((status = 200, body = ReadyResponse), (status = 503, body = ReadyResponse)))]
 pub(crate) async fn ready(State(gateway): State<Gateway>) -> impl IntoResponse {
@@ -34,7 +35,9 @@ pub(crate) async fn ready(State(gateway): State<Gateway>) -> impl IntoResponse {
         gateway.node.store().read(vec![probe]).await.is_ok() && gateway.node.store().is_writable();
     let cubes = gateway.node.cubes().is_alive();
     let embedder = gateway.node.cubes().embedder().is_none_or(EmbedderHandle::is_alive);
-    let ready = ReadyResponse { ready: store && cubes && embedder, store, cubes, embedder };
+    let cluster = !gateway.node.cubes().is_clustered() || gateway.node.cubes().is_member();
+    let ready = store && cubes && embedder && cluster;
+    let ready = ReadyResponse { ready, store, cubes, embedder, cluster };
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready))
 }

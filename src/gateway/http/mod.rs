@@ -1,9 +1,12 @@
 //! `/v1`: our own interface, one file a resource.
 
+pub(crate) mod backups;
 pub(crate) mod cubes;
 pub(crate) mod health;
 pub(crate) mod memories;
+pub(crate) mod nodes;
 pub(crate) mod search;
+pub(crate) mod vectors;
 mod views;
 
 pub(crate) use views::rfc3339;

@@ -1,4 +1,4 @@
-//! `/v1/cubes/{cube}/search`
+//! `/v1/cubes/{cube}/search` and `/v1/search`
 
 use axum::{
     Router,
@@ -10,9 +10,13 @@ use axum::{
 use memcube_actors::{
     cube::{SearchFilter, SearchRequest},
     reader::parse_chat_time,
+    vectors::TenantSearchRequest,
 };
 use memcube_schemas::{
-    api::v1::{Problem, SearchBody, SearchFilterBody, SearchResponse},
+    api::v1::{
+        Problem, SearchBody, SearchFilterBody, SearchResponse, TenantSearchBody,
+        TenantSearchResponse,
+    },
     limits::TOP_K_DEFAULT,
 };
 
@@ -24,7 +28,9 @@ use crate::gateway::{
 };
 
 pub(crate) fn routes() -> Router<Gateway> {
-    Router::new().route("/v1/cubes/{cube}/search", post(search))
+    Router::new()
+        .route("/v1/cubes/{cube}/search", post(search))
+        .route("/v1/search", post(search_tenant))
 }
 
 /// Finds what a cube knows about a question. The same question at the same version of the cube
@@ -50,6 +56,36 @@ pub(crate) async fn search(
             hits: outcome.hits.iter().map(views::hit).collect(),
             tokens: outcome.tokens,
             version: outcome.version,
+        })
+    };
+    respond(&id, StatusCode::OK, result.await)
+}
+
+/// Finds what many cubes know about a question, all of the tenant's or those that are named. It
+/// knows every memory that was added before, and shows none that was deleted before. Without a
+/// vector tier (`vectors.kind`) it spans at most 64 cubes.
+#[utoipa::path(post, path = "/v1/search", tag = "search", request_body = TenantSearchBody,
+    responses((status = 200, body = TenantSearchResponse),
+        (status = 404, body = Problem, description = "a cube that is named does not exist"),
+        (status = 422, body = Problem),
+        (status = 429, body = Problem), (status = 503, body = Problem)))]
+pub(crate) async fn search_tenant(
+    State(gateway): State<Gateway>,
+    Caller(caller): Caller,
+    id: RequestId,
+    request: Request,
+) -> Response<Body> {
+    let result = async {
+        let body: TenantSearchBody = read_json(request).await?;
+        let TenantSearchBody { query, top_k, token_budget, relativity_min, filter, cubes } = body;
+        let request =
+            search_request(SearchBody { query, top_k, token_budget, relativity_min, filter })?;
+        let request = TenantSearchRequest { request, cubes };
+        let outcome = gateway.node.cubes().search_tenant(&caller, request).await?;
+        Ok(TenantSearchResponse {
+            hits: outcome.hits.iter().map(views::cube_hit).collect(),
+            tokens: outcome.tokens,
+            unindexed: outcome.unindexed,
         })
     };
     respond(&id, StatusCode::OK, result.await)

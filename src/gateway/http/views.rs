@@ -1,9 +1,11 @@
 //! From what actors answer to what `/v1` shows.
 
 use jiff::Timestamp;
-use memcube_actors::{CubeDescription, cube::Hit};
+use memcube_actors::{CubeDescription, cube::Hit, vectors::CubeHit};
 use memcube_schemas::{
-    api::v1::{CubeBody, CubeCondition, HitBody, MemoryBody, RevisionBody, ScoresBody},
+    api::v1::{
+        CubeBody, CubeCondition, CubeHitBody, HitBody, MemoryBody, RevisionBody, ScoresBody,
+    },
     memory::{MemoryItem, MemoryRevision},
 };
 
@@ -83,4 +85,9 @@ pub(crate) fn hit(hit: &Hit) -> HitBody {
             fused: scores.fused,
         },
     }
+}
+
+pub(crate) fn cube_hit(found: &CubeHit) -> CubeHitBody {
+    let HitBody { memory, relativity, scores } = hit(&found.hit);
+    CubeHitBody { cube: found.cube.clone(), memory, relativity, scores }
 }

@@ -9,13 +9,14 @@ use std::{
 };
 
 use memcube_actors::{
-    metrics::{STORE_COMMIT_SECONDS, STORE_COMMITS_TOTAL, STORE_GROUP_COMMITS},
+    metrics::{STORE_COMMIT_SECONDS, STORE_GROUP_COMMITS},
     storage::{Commit, CommitToken, StoreError},
 };
 use memcube_schemas::{Version, limits::STORE_GROUP_MAX};
 use tokio::sync::oneshot;
 
 use super::{
+    super::count,
     Published, Shared,
     commit_log::CommitLog,
     engine::{GroupRows, WriteFailure},
@@ -246,18 +247,4 @@ fn send_commit(
     count(&result);
     // Whoever asked may have stopped waiting: the commit stands all the same.
     drop(reply.send(result));
-}
-
-/// Counts the outcome of a commit.
-pub(super) fn count(result: &Result<Version, StoreError>) {
-    let outcome = match result {
-        Ok(_) => "committed",
-        Err(StoreError::Conflict { .. }) => "conflict",
-        Err(StoreError::Unknown) => "unknown",
-        Err(StoreError::TooLarge { .. }) => "too_large",
-        Err(StoreError::Overloaded) => "overloaded",
-        Err(StoreError::Unavailable { .. }) => "unavailable",
-        Err(StoreError::Corrupt { .. }) => "corrupt",
-    };
-    metrics::counter!(STORE_COMMITS_TOTAL, "outcome" => outcome).increment(1);
 }

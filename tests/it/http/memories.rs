@@ -385,7 +385,7 @@ DELETE /v1/cubes/c/memories/ID
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_memories_are_forgotten_in_one_call() {
     let node = node_with_cube().await;
-    let most = limits::DELETES_PER_COMMIT_MAX;
+    let most = 10 * limits::EVENTS_PER_COMMIT_MAX;
     let count = most + 500;
     for numbers in [0..most, most..count] {
         let message = |number| json!({"content": format!("turn {number}")});

@@ -6,6 +6,7 @@
 //! are cut to the caller's number and token budget. [`RecallIndex`] is pure: the same query on the
 //! same items gives the same list.
 
+mod across;
 mod analysis;
 mod dense;
 mod features;
@@ -21,11 +22,13 @@ mod slots;
 pub use memcube_schemas::call::{ArmScores, Hit, RecallRequest, SearchFilter, SearchRequest};
 use memcube_schemas::memory::MemoryItem;
 
+pub use across::CubeHit;
+pub(crate) use across::{Contender, Place, choose, index_terms, rescale, score};
 pub use index::RecallIndex;
 pub(crate) use restore::{Captured, Restored};
 
 /// Whether an item meets all conditions.
-fn lets_through(filter: &SearchFilter, item: &MemoryItem) -> bool {
+pub(crate) fn lets_through(filter: &SearchFilter, item: &MemoryItem) -> bool {
     let in_conversation = filter
         .conversation
         .as_ref()

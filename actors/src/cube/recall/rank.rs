@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use memcube_schemas::{MemoryId, memory::MemoryItem};
 
-use super::{ArmScores, Found, Hit, RecallRequest, index::RecallIndex, query};
+use super::{ArmScores, Found, Hit, RecallRequest, across::Choosable, index::RecallIndex, query};
 
 /// The constants of recall, chosen once by leave-one-conversation-out on the visible conversations
 /// and rounded on a flat optimum; `docs/adr/0004-recall.md` has the table behind them.
@@ -275,7 +275,7 @@ impl RecallIndex {
     }
 }
 
-fn logistic(evidence: f32) -> f32 {
+pub(super) fn logistic(evidence: f32) -> f32 {
     1.0 / (1.0 + (-evidence).exp())
 }
 
@@ -305,33 +305,35 @@ fn best_slots(values: &[f32], ids: &[MemoryId], depth: usize) -> Vec<u32> {
 }
 
 /// Hits that were taken so far.
-struct Chosen {
-    hits: Vec<Hit>,
+pub(super) struct Chosen<T> {
+    pub(super) hits: Vec<T>,
     top_k: usize,
     tokens_left: Option<u32>,
     is_out_of_tokens: bool,
 }
 
-impl Chosen {
-    fn new(top_k: usize, token_budget: Option<u32>) -> Self {
+impl<T: Choosable> Chosen<T> {
+    pub(super) fn new(top_k: usize, token_budget: Option<u32>) -> Self {
         Self { hits: Vec::new(), top_k, tokens_left: token_budget, is_out_of_tokens: false }
     }
 
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.is_out_of_tokens || self.hits.len() >= self.top_k
     }
 
     /// Takes a hit unless it says what a better one says already, or no tokens are left for it.
-    fn offer(&mut self, hit: Hit) {
-        if self.hits.iter().any(|better| says_the_same(&better.item, &hit.item)) {
+    pub(super) fn offer(&mut self, hit: T) {
+        let is_said =
+            |better: &T| better.competes_with(&hit) && says_the_same(better.item(), hit.item());
+        if self.hits.iter().any(is_said) {
             return;
         }
         if let Some(left) = self.tokens_left {
-            if hit.item.tokens > left {
+            if hit.item().tokens > left {
                 self.is_out_of_tokens = true;
                 return;
             }
-            self.tokens_left = Some(left - hit.item.tokens);
+            self.tokens_left = Some(left - hit.item().tokens);
         }
         self.hits.push(hit);
     }

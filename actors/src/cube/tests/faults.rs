@@ -99,3 +99,44 @@ async fn a_hydration_never_goes_on_with_a_manifest_from_before_its_claim() {
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert_eq!(cube.describe().await.expect("read").items, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_large_add_that_fails_in_the_middle_is_completed_by_its_retry() {
+    let (world, store) = troubled().await;
+    let cube = world.cube("ann").await;
+    let facts: Vec<String> = (0..700).map(|number| format!("fact {number}")).collect();
+    let request = Some(RequestId::new("once").expect("valid"));
+    let add = AddRequest { facts, request, ..AddRequest::default() };
+    // Making the cube hot takes a commit as well: the claim.
+    store.commits.lock().expect("no panic").extend([None, None, Some(StoreError::Overloaded)]);
+    let failed = cube.add(add.clone()).await.expect_err("the second part is refused");
+    assert_eq!(failed.kind(), ErrorKind::Overloaded);
+    assert!(failed.message().contains(" of 700 memories are remembered"), "{failed}");
+    let held = cube.describe().await.expect("described").items;
+    assert!((1..700).contains(&held), "{held}");
+
+    let added = cube.add(add.clone()).await.expect("the rest is added");
+    assert_eq!(added.memories.len(), 700);
+    assert!(added.memories.iter().all(|memory| !memory.folded), "none was said twice");
+    assert_eq!(cube.describe().await.expect("described").items, 700);
+    let version = cube.describe().await.expect("described").version;
+    let again = cube.add(add.clone()).await.expect("answered from the record");
+    assert_eq!(again, added);
+    assert_eq!(cube.describe().await.expect("described").version, version);
+
+    let other = AddRequest { facts: vec!["another".to_owned()], ..add };
+    assert_eq!(cube.add(other).await.expect_err("used").kind(), ErrorKind::Conflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memories_of_a_large_add_follow_each_other_over_its_parts() {
+    let world = World::new().await;
+    let cube = world.cube("ann").await;
+    let facts: Vec<String> = (0..600).map(|number| format!("fact {number}")).collect();
+    let added = cube.add(AddRequest { facts, ..AddRequest::default() }).await.expect("added");
+    let mut previous = None;
+    for memory in added.memories {
+        assert_eq!(cube.get(memory.id).await.expect("there").previous, previous);
+        previous = Some(memory.id);
+    }
+}
