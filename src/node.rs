@@ -62,8 +62,8 @@ impl NodeBuilder {
         self
     }
 
-    /// As one of several nodes over the same store, under this id, in place of what the settings say
-    /// in `[cluster]`. Every node needs an id of its own, and a store that all of them share.
+    /// As one of several nodes over the same store, under this id, in place of what the settings
+    /// say in `[cluster]`. Every node needs an id of its own, and a store that all of them share.
     #[must_use]
     pub fn with_cluster(mut self, node: NodeId, parts: ClusterParts) -> Self {
         self.cluster = Some((node, parts));

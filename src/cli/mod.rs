@@ -182,7 +182,6 @@ mod tests {
             "memcube backup --to x verify --from x",
             "memcube restore",
             "memcube restore --from x --as y",
-            "memcube restore --from x --cube a --cube b --as y",
             "memcube cube hand-over me",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

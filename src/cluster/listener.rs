@@ -247,12 +247,14 @@ where
         .max_header_list_size(HEADER_BYTES_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     let mut connection = std::pin::pin!(connection);
-    let introduced = tokio::select! {
+    tokio::select! {
         biased;
         _ = &mut connection => return,
-        () = sleep(Duration::from_millis(INTRODUCTION_MS_MAX)) => is_admitted.load(Ordering::Relaxed),
-    };
-    if introduced && let Err(error) = connection.await {
+        () = sleep(Duration::from_millis(INTRODUCTION_MS_MAX)) => {}
+    }
+    if is_admitted.load(Ordering::Relaxed)
+        && let Err(error) = connection.await
+    {
         tracing::debug!(%error, "a connection of another node broke");
     }
 }

@@ -86,7 +86,7 @@ impl Roads {
             let uri = self.uri(address);
             let is_full = roads.len() >= PEERS_MAX && !roads.contains_key(node);
             if uri.is_none() || is_full {
-                tracing::warn!(%node, address, "a node that cannot be reached: no address of use");
+                tracing::debug!(%node, address, "a node that cannot be reached: no address of use");
                 continue;
             }
             let road = roads.entry(node.clone()).or_insert_with(Road::new);

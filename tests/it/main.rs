@@ -1,5 +1,6 @@
 //! Black-box tests of running nodes, in one binary.
 
+mod backup;
 mod cluster;
 mod crash;
 mod embedded_store;

@@ -96,15 +96,15 @@ impl World {
     }
 
     fn send_commit(&mut self, id: u64, generation: u64, version: u64) {
-        let (faults, now_us) = (self.faults, self.now_us);
+        let now_us = self.now_us;
         let Some(transaction) = self.commit_of(id, generation) else { return };
         let database = transaction.database;
         let request = transaction.request(version);
         let timeout_us = match transaction.options.timeout_us {
-            0 => 0,
-            timeout_us => (transaction.born_us + timeout_us).saturating_sub(now_us),
+            0 => None,
+            timeout_us => Some((transaction.born_us + timeout_us).saturating_sub(now_us)),
         };
-        let fate = faults.draw(&mut self.random, timeout_us);
+        let fate = self.draw_fate(timeout_us);
         let answer = move |world: &mut World, outcome: Outcome| {
             world.return_outcome(database, id, generation, outcome);
         };
@@ -195,7 +195,7 @@ impl World {
 
     /// Commits what has arrived under one version.
     fn close_batch(&mut self, name: &str) {
-        if self.random.chance(self.faults.recovery) {
+        if self.is_hit("recovery", self.faults.recovery) {
             return self.recover(name);
         }
         let Some(store) = self.stores.get_mut(name) else { return };

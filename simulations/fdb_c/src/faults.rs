@@ -4,7 +4,7 @@ use crate::errors::{
     CLUSTER_VERSION_CHANGED, COMMIT_UNKNOWN_RESULT, Code, DATABASE_LOCKED, NOT_COMMITTED,
     TRANSACTION_TOO_OLD,
 };
-use crate::random::Random;
+use crate::world::World;
 
 /// Faults by kind, each in how many of a thousand operations it happens. All are off by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct Faults {
     /// Commits of transactions with a timeout that are never answered, so that 1031 comes: a third
     /// of them applied at once, a third lost, a third applied at any time, also after the 1031.
     pub unanswered: u16,
-    /// Commits that take a second longer.
+    /// Commits that take up to two seconds longer.
     pub slow_commit: u16,
     /// Read versions that take longer than the window of 5 s.
     pub stalled_read_version: u16,
@@ -64,47 +64,52 @@ pub(crate) enum Fate {
     Unanswered { is_lost: bool, delay_us: u64 },
 }
 
-impl Faults {
-    /// Draws the fate of a commit.
-    pub(crate) fn draw(&self, random: &mut Random, timeout_us: u64) -> Fate {
-        if random.chance(self.not_committed) {
-            return Fate::Refused(NOT_COMMITTED);
+impl World {
+    /// Draws the fate of a commit whose transaction has so long to live, or forever.
+    pub(crate) fn draw_fate(&mut self, timeout_us: Option<u64>) -> Fate {
+        let faults = self.faults;
+        let certain = [
+            ("not_committed", faults.not_committed, Fate::Refused(NOT_COMMITTED)),
+            ("too_old", faults.too_old, Fate::Refused(TRANSACTION_TOO_OLD)),
+            ("database_locked", faults.database_locked, Fate::Refused(DATABASE_LOCKED)),
+            ("unknown_applied", faults.unknown_applied, HIDDEN),
+            ("unknown_lost", faults.unknown_lost, Fate::Lost(COMMIT_UNKNOWN_RESULT)),
+            (
+                "version_changed_applied",
+                faults.version_changed_applied,
+                Fate::Hidden { code: CLUSTER_VERSION_CHANGED, delay_us: 0 },
+            ),
+            (
+                "version_changed_lost",
+                faults.version_changed_lost,
+                Fate::Lost(CLUSTER_VERSION_CHANGED),
+            ),
+        ];
+        for (kind, per_mille, fate) in certain {
+            if self.is_hit(kind, per_mille) {
+                return fate;
+            }
         }
-        if random.chance(self.too_old) {
-            return Fate::Refused(TRANSACTION_TOO_OLD);
-        }
-        if random.chance(self.database_locked) {
-            return Fate::Refused(DATABASE_LOCKED);
-        }
-        if random.chance(self.unknown_applied) {
-            return Fate::Hidden { code: COMMIT_UNKNOWN_RESULT, delay_us: 0 };
-        }
-        if random.chance(self.unknown_lost) {
-            return Fate::Lost(COMMIT_UNKNOWN_RESULT);
-        }
-        if random.chance(self.unknown_late) {
-            let delay_us = random.between(100_000, 4_000_000);
+        if self.is_hit("unknown_late", faults.unknown_late) {
+            let delay_us = self.random.between(100_000, 4_000_000);
             return Fate::Hidden { code: COMMIT_UNKNOWN_RESULT, delay_us };
         }
-        if random.chance(self.version_changed_applied) {
-            return Fate::Hidden { code: CLUSTER_VERSION_CHANGED, delay_us: 0 };
-        }
-        if random.chance(self.version_changed_lost) {
-            return Fate::Lost(CLUSTER_VERSION_CHANGED);
-        }
-        if timeout_us > 0 && random.chance(self.unanswered) {
-            return match random.between(0, 2) {
-                0 => Fate::Unanswered { is_lost: true, delay_us: 0 },
-                1 => Fate::Unanswered { is_lost: false, delay_us: 0 },
-                _ => {
-                    let delay_us = random.between(0, timeout_us + timeout_us / 2);
-                    Fate::Unanswered { is_lost: false, delay_us }
-                }
+        if let Some(timeout_us) = timeout_us.filter(|_| faults.unanswered > 0)
+            && self.is_hit("unanswered", faults.unanswered)
+        {
+            let (is_lost, delay_us) = match self.random.between(0, 2) {
+                0 => (true, 0),
+                1 => (false, 0),
+                _ => (false, self.random.between(0, timeout_us + timeout_us / 2)),
             };
+            return Fate::Unanswered { is_lost, delay_us };
         }
-        if random.chance(self.slow_commit) {
-            return Fate::Decided { delay_us: random.between(200_000, 2_000_000) };
-        }
-        Fate::Decided { delay_us: 0 }
+        let delay_us = match self.is_hit("slow_commit", faults.slow_commit) {
+            true => self.random.between(200_000, 2_000_000),
+            false => 0,
+        };
+        Fate::Decided { delay_us }
     }
 }
+
+const HIDDEN: Fate = Fate::Hidden { code: COMMIT_UNKNOWN_RESULT, delay_us: 0 };

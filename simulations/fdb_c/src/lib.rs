@@ -35,6 +35,8 @@ mod retry;
 pub mod sim;
 mod special;
 mod store;
+#[cfg(test)]
+mod tests;
 mod transaction;
 mod watch;
 mod world;

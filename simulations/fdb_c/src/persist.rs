@@ -269,3 +269,185 @@ fn compact(new: &Path, path: &Path, store: &Store) -> Result<File, Code> {
     };
     written().map_err(|_| FILE_NOT_WRITABLE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of its own for each test, gone at its end.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Directory {
+            let name = format!("memcube-fdb-c-{}-{name}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&path).expect("a directory");
+            Directory(path)
+        }
+
+        fn log(&self) -> PathBuf {
+            self.0.join("log")
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            drop(std::fs::remove_dir_all(&self.0));
+        }
+    }
+
+    fn set(key: &str, value: &str) -> Mutation {
+        Mutation::Set { key: key.as_bytes().into(), value: value.as_bytes().into() }
+    }
+
+    fn rows(store: &Store) -> Vec<(Bytes, Bytes)> {
+        let rows = store.rows.range(b"", b"\xff\xff", store.last());
+        rows.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn open(path: &Path) -> Result<(CommitLog, Store), Code> {
+        let mut store = Store::default();
+        let log = CommitLog::open(path, &mut store)?;
+        Ok((log, store))
+    }
+
+    /// Three records of two commits each; gives the rows after each.
+    fn write_some(path: &Path) -> Vec<Vec<(Bytes, Bytes)>> {
+        let (mut log, mut store) = open(path).expect("a log");
+        let mut after = vec![rows(&store)];
+        for record in 0..3_u64 {
+            for batch in 0..2_u16 {
+                let version = 100 + record;
+                let key = format!("{record}/{batch}");
+                let mutations = [
+                    set(&key, "value"),
+                    Mutation::Atomic {
+                        op: AtomicOp::Add,
+                        key: b"count"[..].into(),
+                        operand: [1, 0][..].into(),
+                    },
+                    Mutation::Clear(KeyRange::new(b"0/1", b"0/2")),
+                ];
+                for mutation in &mutations {
+                    store.write(version, mutation);
+                }
+                store.resume_at(version);
+                log.append(version, batch, &mutations);
+            }
+            log.sync().expect("synced");
+            after.push(rows(&store));
+        }
+        after
+    }
+
+    #[test]
+    fn commits_outlive_their_process() {
+        let directory = Directory::new("outlive");
+        let after = write_some(&directory.log());
+        let (mut log, mut store) = open(&directory.log()).expect("a log");
+        assert_eq!((rows(&store), store.last()), (after[3].clone(), 102));
+        log.append(103, 0, &[set("more", "1")]);
+        log.sync().expect("synced");
+        drop(log);
+        store = open(&directory.log()).expect("a log").1;
+        assert_eq!((rows(&store).len(), store.last()), (after[3].len() + 1, 103));
+    }
+
+    /// A log that ends anywhere holds the records that are whole, and takes new ones after them.
+    #[test]
+    fn a_torn_tail_is_cut_off() {
+        let directory = Directory::new("torn");
+        let after = write_some(&directory.log());
+        let whole = std::fs::read(directory.log()).expect("the log");
+        let mut seen = std::collections::BTreeSet::new();
+        for bytes in (0..whole.len()).step_by(3) {
+            std::fs::write(directory.log(), &whole[..bytes]).expect("written");
+            let (mut log, store) = open(&directory.log()).expect("a log");
+            let records = after.iter().position(|one| *one == rows(&store));
+            seen.insert(records.expect("a state that was there"));
+            log.append(200, 0, &[set("more", "1")]);
+            log.sync().expect("synced");
+            drop(log);
+            let (_, again) = open(&directory.log()).expect("a log");
+            assert_eq!((rows(&again).len(), again.last()), (rows(&store).len() + 1, 200));
+        }
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1, 2]);
+        // Blocks of the last record that never came read as zeros.
+        for zeros in [1, 12, 40, 5_000] {
+            let torn = [&whole[..], &vec![0; zeros]].concat();
+            std::fs::write(directory.log(), &torn).expect("written");
+            let (_, store) = open(&directory.log()).expect("a log");
+            assert_eq!(rows(&store), after[3], "{zeros} zeros");
+        }
+    }
+
+    /// A bit that flips in a record that is not the last is never taken for a torn tail.
+    #[test]
+    fn damage_is_an_error_and_nothing_is_cut() {
+        let directory = Directory::new("damage");
+        let after = write_some(&directory.log());
+        let whole = std::fs::read(directory.log()).expect("the log");
+        let last_record = {
+            let mut at = MAGIC.len();
+            let mut last = at;
+            while let Ok(Next::Record(body)) = next_record(&whole[at..]) {
+                last = at;
+                at += HEADER_BYTES + body.len();
+            }
+            last
+        };
+        for place in (0..whole.len()).step_by(2) {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1 << (place % 8);
+            std::fs::write(directory.log(), &damaged).expect("written");
+            match open(&directory.log()) {
+                Err(code) => {
+                    assert_eq!(code, FILE_CORRUPT, "byte {place}");
+                    let kept = std::fs::read(directory.log()).expect("the log");
+                    assert_eq!(kept, damaged, "byte {place}");
+                }
+                Ok((_, store)) => {
+                    assert!(place >= last_record, "byte {place} of {last_record}");
+                    assert_eq!(rows(&store), after[2], "byte {place}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let directory = Directory::new("lock");
+        let (log, _) = open(&directory.log()).expect("a log");
+        assert_eq!(open(&directory.log()).err(), Some(LOCK_FILE_FAILURE));
+        drop(log);
+        assert!(open(&directory.log()).is_ok());
+        let nowhere = directory.0.join("no/such/directory/log");
+        assert_eq!(open(&nowhere).err(), Some(FILE_NOT_WRITABLE));
+        let other = directory.0.join("other");
+        std::fs::write(&other, "not a commit log").expect("written");
+        assert_eq!(open(&other).err(), Some(FILE_CORRUPT));
+    }
+
+    #[test]
+    fn a_long_log_of_few_rows_is_written_anew() {
+        let directory = Directory::new("compact");
+        let (mut log, _) = open(&directory.log()).expect("a log");
+        let value = "x".repeat(10_000);
+        for version in 1..400 {
+            log.append(version, 0, &[set(&format!("{}", version % 7), &value)]);
+        }
+        log.append(400, 0, &[set("last", "1")]);
+        log.sync().expect("synced");
+        drop(log);
+        let long = std::fs::metadata(directory.log()).expect("the log").len();
+        let (mut log, store) = open(&directory.log()).expect("a log");
+        let before = rows(&store);
+        let short = std::fs::metadata(directory.log()).expect("the log").len();
+        assert!(long > 3_000_000 && short < 100_000, "{long} {short}");
+        log.append(401, 0, &[set("more", "1")]);
+        log.sync().expect("synced");
+        drop(log);
+        let (_, store) = open(&directory.log()).expect("a log");
+        assert_eq!((before.len(), rows(&store).len(), store.last()), (8, 9, 401));
+    }
+}

@@ -194,13 +194,21 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Where a range begins or ends. "The first at or after a key" needs no look at the rows.
+    fn bound(&self, selector: &Selector) -> Resolved {
+        if selector.offset == 1 {
+            return Resolved { key: selector.key.clone(), ran_off: false };
+        }
+        self.resolve(selector)
+    }
+
     pub(crate) fn range(&self, request: &RangeRequest) -> RangeReply {
         // These are empty whatever the database holds, so nothing is looked up for them.
         if request.begin.offset >= request.end.offset && request.begin.key >= request.end.key {
             return RangeReply::default();
         }
-        let begin = self.resolve(&request.begin);
-        let end = self.resolve(&request.end);
+        let begin = self.bound(&request.begin);
+        let end = self.bound(&request.end);
         let mut reply = RangeReply {
             to_begin: begin.ran_off && request.begin.offset <= 0,
             through_end: end.ran_off && request.end.offset > 0,
@@ -242,7 +250,7 @@ impl RangeReply {
         if self.to_begin && first.offset <= 0 {
             begin = Bytes::from(&b""[..]);
         }
-        if self.through_end && last.offset > 1 {
+        if self.through_end && last.offset > 0 {
             end = max_key.into();
         }
         let keys = self.rows.iter().map(|(key, _)| key);
@@ -250,7 +258,7 @@ impl RangeReply {
             if request.reverse || first.offset <= 0 {
                 begin = begin.min(least.clone());
             }
-            if (!request.reverse || last.offset > 1) && end <= *greatest {
+            if (!request.reverse || last.offset > 0) && end <= *greatest {
                 end = key_after(greatest);
             }
         }

@@ -86,11 +86,11 @@ impl World {
     }
 
     fn ask_version(&mut self, id: u64, database: u64, generation: u64) {
-        let stall_us = match self.random.chance(self.faults.stalled_read_version) {
+        let stall_us = match self.is_hit("stalled_read_version", self.faults.stalled_read_version) {
             true => self.random.between(5_000_000, 8_000_000),
             false => 0,
         };
-        let is_throttled = self.random.chance(self.faults.throttled);
+        let is_throttled = self.is_hit("throttled", self.faults.throttled);
         let answer = move |world: &mut World| {
             let now_us = world.now_us;
             let version = match world.store_of(database) {
@@ -293,17 +293,17 @@ impl World {
     fn serve(&mut self, database: u64, read: Read) {
         let faults = self.faults;
         let injected = [
-            (faults.too_old, TRANSACTION_TOO_OLD),
-            (faults.future_version, FUTURE_VERSION),
-            (faults.process_behind, PROCESS_BEHIND),
+            ("too_old", faults.too_old, TRANSACTION_TOO_OLD),
+            ("future_version", faults.future_version, FUTURE_VERSION),
+            ("process_behind", faults.process_behind, PROCESS_BEHIND),
         ];
-        let injected = injected.into_iter().find(|(often, _)| self.random.chance(*often));
+        let injected = injected.into_iter().find(|(kind, often, _)| self.is_hit(kind, *often));
         let now_us = self.now_us;
         let Some(store) = self.store_of(database) else { return };
         let current = store.current(now_us);
         let (answer, delay_us) = if let Some(code) = store.broken {
             (Err(code), 0)
-        } else if let Some((_, code)) = injected {
+        } else if let Some((_, _, code)) = injected {
             (Err(code), 0)
         } else if read.version < store.oldest() {
             (Err(TRANSACTION_TOO_OLD), 0)
@@ -341,6 +341,7 @@ impl World {
             transaction.reading_failed.get_or_insert(*code);
         }
         self.settle(&read.promise, reply);
+        self.compare_own_watches(read.id);
         self.commit_if_read(read.id);
     }
 }

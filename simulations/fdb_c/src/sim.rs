@@ -143,6 +143,11 @@ pub fn heal() {
     });
 }
 
+/// How often each kind of fault happened so far, by the name of its field in [`Faults`].
+pub fn injected() -> Vec<(&'static str, u64)> {
+    with(|world| world.injected.iter().map(|(kind, count)| (*kind, *count)).collect())
+}
+
 /// The open handles, in the order in which they were opened.
 pub fn handles() -> Vec<Handle> {
     with(|world| {

@@ -260,6 +260,11 @@ impl Store {
         fired
     }
 
+    #[cfg(test)]
+    pub(crate) fn armed(&self) -> usize {
+        self.watches.values().map(Vec::len).sum()
+    }
+
     pub(crate) fn arm(&mut self, key: Bytes, watch: ArmedWatch) {
         self.watches.entry(key).or_default().push(watch);
         self.armed += 1;

@@ -153,8 +153,12 @@ impl Transaction {
         !std::mem::take(&mut self.options.next_write_has_no_conflict)
     }
 
-    fn note_write(&mut self, range: &KeyRange, payload_bytes: usize, has_conflict: bool) {
-        self.bytes += payload_bytes as u64 + MUTATION_OVERHEAD_BYTES;
+    fn note_write(&mut self, key: &[u8], value: &[u8], has_conflict: bool) {
+        self.bytes += (key.len() + value.len()) as u64 + MUTATION_OVERHEAD_BYTES;
+        self.note_conflict(&KeyRange::single(key), has_conflict);
+    }
+
+    fn note_conflict(&mut self, range: &KeyRange, has_conflict: bool) {
         if has_conflict {
             self.bytes += range.bytes() + RANGE_OVERHEAD_BYTES;
             self.write_conflicts.insert(range);
@@ -193,7 +197,7 @@ impl Transaction {
             return Err(VALUE_TOO_LARGE);
         }
         let has_conflict = self.takes_write_conflict();
-        self.note_write(&KeyRange::single(key), key.len() + value.len(), has_conflict);
+        self.note_write(key, value, has_conflict);
         Arc::make_mut(&mut self.overlay).set(key.into(), value.into());
         Ok(())
     }
@@ -212,8 +216,10 @@ impl Transaction {
         if range.is_empty() {
             return Ok(());
         }
+        let range = &clipped(range);
         let has_conflict = self.takes_write_conflict();
-        self.note_write(range, range.bytes() as usize, has_conflict);
+        self.bytes += range.bytes() + RANGE_OVERHEAD_BYTES;
+        self.note_conflict(range, has_conflict);
         Arc::make_mut(&mut self.overlay).clear(range);
         Ok(())
     }
@@ -244,7 +250,7 @@ impl Transaction {
             Some(operation) => overlay.atomic(operation, name, value),
             None => overlay.stamp_value(name, value)?,
         }
-        self.note_write(&KeyRange::single(key), key.len() + operand.len(), has_conflict);
+        self.note_write(key, operand, has_conflict);
         Ok(())
     }
 
@@ -269,6 +275,7 @@ impl Transaction {
         if range.is_empty() {
             return Ok(());
         }
+        let range = &clipped(range);
         self.bytes += range.bytes() + RANGE_OVERHEAD_BYTES;
         if is_write {
             self.write_conflicts.insert(range);
@@ -303,6 +310,15 @@ pub(crate) fn key_bytes_max(key: &[u8]) -> usize {
     if key.starts_with(b"\xff") { SYSTEM_KEY_BYTES_MAX } else { KEY_BYTES_MAX }
 }
 
+/// The same range with shorter keys: no key is longer than the limit, so none lies between.
+fn clipped(range: &KeyRange) -> KeyRange {
+    let clip = |key: &Bytes| match key.len() > key_bytes_max(key) {
+        true => key[..key_bytes_max(key) + 1].into(),
+        false => key.clone(),
+    };
+    KeyRange { begin: clip(&range.begin), end: clip(&range.end) }
+}
+
 impl World {
     /// The door of every operation: why it cannot be done, if it cannot.
     pub(crate) fn enter(&mut self, id: u64) -> Result<&mut Transaction, Code> {
@@ -335,7 +351,7 @@ impl World {
 
     pub(crate) fn set(&mut self, id: u64, key: &[u8], value: &[u8]) {
         self.write(id, |transaction| transaction.set(key, value));
-        self.trigger_own_watches(id, &KeyRange::single(key));
+        self.trigger_own_watches(id, &KeyRange::single(key), true);
     }
 
     pub(crate) fn clear(&mut self, id: u64, key: &[u8]) {
@@ -348,12 +364,12 @@ impl World {
 
     pub(crate) fn clear_range(&mut self, id: u64, range: &KeyRange) {
         self.write(id, |transaction| transaction.clear(range));
-        self.trigger_own_watches(id, range);
+        self.trigger_own_watches(id, range, true);
     }
 
     pub(crate) fn atomic_op(&mut self, id: u64, key: &[u8], operand: &[u8], code: u32) {
         self.write(id, |transaction| transaction.atomic_op(key, operand, code));
-        self.trigger_own_watches(id, &KeyRange::single(key));
+        self.trigger_own_watches(id, &KeyRange::single(key), false);
     }
 
     pub(crate) fn add_conflict(

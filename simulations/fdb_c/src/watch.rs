@@ -19,6 +19,8 @@ pub(crate) struct PendingWatch {
     pub(crate) promise: Promise,
     /// The answer to the read that tells what is watched for.
     baseline: Promise,
+    /// What the transaction itself set before that answer came.
+    own: Option<Option<Bytes>>,
 }
 
 impl PendingWatch {
@@ -62,34 +64,56 @@ impl World {
             return promise;
         }
         if let Some(transaction) = self.transactions.get_mut(&id) {
-            let watch = PendingWatch { key: key.into(), promise: promise.clone(), baseline };
+            let watch =
+                PendingWatch { key: key.into(), promise: promise.clone(), baseline, own: None };
             transaction.watches.push(watch);
         }
         promise
     }
 
-    /// A watch fires at once when its own transaction changes what it saw.
-    pub(crate) fn trigger_own_watches(&mut self, id: u64, range: &KeyRange) {
+    /// A watch fires at once when its own transaction changes what it saw. What an atomic operation
+    /// makes of it is not known (`is_known`), and counts as a change.
+    pub(crate) fn trigger_own_watches(&mut self, id: u64, range: &KeyRange, is_known: bool) {
         let Some(transaction) = self.transactions.get_mut(&id) else { return };
         if transaction.watches.is_empty() || transaction.deferred.is_some() {
             return;
         }
         let overlay = transaction.overlay.clone();
-        let changed = |watch: &PendingWatch| match (watch.seen(), overlay.look(&watch.key, false)) {
-            (Some(seen), Look::Known(value)) => seen != value,
-            // What it will be is not known before the commit.
-            (Some(_), Look::Unreadable | Look::Dependent(_)) => true,
-            (None, _) | (Some(_), Look::Unmodified) => false,
-        };
-        let is_fired = |watch: &PendingWatch| range.contains(&watch.key) && changed(watch);
-        let fired: Vec<Promise> = transaction
-            .watches
-            .iter()
-            .filter(|watch| is_fired(watch))
-            .map(|watch| watch.promise.clone())
-            .collect();
+        let mut fired = Vec::new();
+        for watch in transaction.watches.iter_mut().filter(|watch| range.contains(&watch.key)) {
+            let Look::Known(value) = overlay.look(&watch.key, true) else {
+                fired.push(watch.promise.clone());
+                continue;
+            };
+            match watch.seen() {
+                Some(seen) if is_known && seen == value => {}
+                None if is_known => watch.own = Some(value),
+                Some(_) | None => fired.push(watch.promise.clone()),
+            }
+        }
         for promise in fired {
             self.done(&promise);
+        }
+    }
+
+    /// The same for what was set before the answer about the baseline came. A watch whose baseline
+    /// cannot be read fails with that.
+    pub(crate) fn compare_own_watches(&mut self, id: u64) {
+        let Some(transaction) = self.transactions.get_mut(&id) else { return };
+        let mut over = Vec::new();
+        for watch in &mut transaction.watches {
+            match watch.baseline.reply() {
+                Some(Err(code)) => over.push((watch.promise.clone(), Err(*code))),
+                Some(Ok(Payload::Value(seen))) => {
+                    if watch.own.take().is_some_and(|own| own != *seen) {
+                        over.push((watch.promise.clone(), Ok(Payload::Nothing)));
+                    }
+                }
+                Some(Ok(_)) | None => {}
+            }
+        }
+        for (promise, reply) in over {
+            self.settle(&promise, reply);
         }
     }
 
@@ -113,7 +137,7 @@ impl World {
             return;
         }
         let database = watch.database;
-        if self.random.chance(self.faults.watch_spurious) {
+        if self.is_hit("watch_spurious", self.faults.watch_spurious) {
             let promise = watch.promise.clone();
             let delay_us = self.random.between(0, 10_000_000);
             let fire = move |world: &mut World| world.done(&promise);
@@ -131,11 +155,11 @@ impl World {
     pub(crate) fn fire_watches(&mut self, fired: Vec<ArmedWatch>) {
         for watch in fired {
             let promise = watch.promise;
-            if self.random.chance(self.faults.watch_early) {
+            if self.is_hit("watch_early", self.faults.watch_early) {
                 self.done(&promise);
                 continue;
             }
-            let delay_us = match self.random.chance(self.faults.watch_late) {
+            let delay_us = match self.is_hit("watch_late", self.faults.watch_late) {
                 true => self.random.between(1_000_000, 20_000_000),
                 false => 0,
             };

@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) random: Random,
     pub(crate) config: SimConfig,
     pub(crate) faults: Faults,
+    /// How often each kind of fault happened.
+    pub(crate) injected: BTreeMap<&'static str, u64>,
     pub(crate) stores: BTreeMap<String, Store>,
     pub(crate) databases: BTreeMap<u64, Database>,
     pub(crate) transactions: BTreeMap<u64, Transaction>,
@@ -44,6 +46,7 @@ impl World {
             waiters: VecDeque::new(),
             random: Random::new(seed),
             faults: config.faults,
+            injected: BTreeMap::new(),
             config,
             stores: BTreeMap::new(),
             databases: BTreeMap::new(),
@@ -61,6 +64,15 @@ impl World {
     pub(crate) fn schedule(&mut self, delay_us: u64, event: Event) {
         self.sequence += 1;
         self.events.insert((self.now_us + delay_us, self.sequence), event);
+    }
+
+    /// Whether a fault happens that happens so often; counted if it does.
+    pub(crate) fn is_hit(&mut self, kind: &'static str, per_mille: u16) -> bool {
+        let is_hit = self.random.chance(per_mille);
+        if is_hit {
+            *self.injected.entry(kind).or_default() += 1;
+        }
+        is_hit
     }
 
     /// How long a message takes one way.

@@ -16,7 +16,9 @@ async fn health_and_readiness_are_told_to_anybody() {
         assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     }
     let ready = stranger.get("/readyz").await.expect(200);
-    assert_eq!(ready, json!({"ready": true, "store": true, "cubes": true, "embedder": true}));
+    let all =
+        json!({"ready": true, "store": true, "cubes": true, "embedder": true, "cluster": true});
+    assert_eq!(ready, all);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
