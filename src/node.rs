@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use memcube_actors::{
-    Cubes, Error, NodeParts, Result,
+    BlobParts, Cubes, Error, NodeParts, Result,
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
-    storage::{InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, gate},
+    storage::{
+        InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, blobs::Plain, gate,
+    },
     vectors::{self, VectorParts},
 };
 
 use memcube_schemas::{NodeId, limits::TABLE_IN_RAM_ROWS_MAX};
+use object_store::ObjectStore;
 
 use crate::{
     cluster, environment, inference,
@@ -31,6 +34,7 @@ pub struct NodeBuilder {
     embedder: Option<Arc<dyn Embedder>>,
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
+    objects: Option<Arc<dyn ObjectStore>>,
 }
 
 impl NodeBuilder {
@@ -77,13 +81,20 @@ impl NodeBuilder {
         self
     }
 
+    /// With this object store for blobs in place of the one that the settings name.
+    #[must_use]
+    pub fn with_objects(mut self, objects: Arc<dyn ObjectStore>) -> Self {
+        self.objects = Some(objects);
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
     /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
     /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster, vectors } = self;
+        let Self { settings, store, environment, embedder, cluster, vectors, objects } = self;
         let environment = environment.unwrap_or_else(environment::system);
         // First, because what is wrong with it is found at once.
         let (node, cluster) = match cluster {
@@ -126,6 +137,16 @@ impl NodeBuilder {
                 optimize_after_ms: settings.vectors.optimize_after_ms,
             },
         });
+        let objects = match objects {
+            Some(objects) => Some(objects),
+            None => storage::blobs::open(&settings)?,
+        };
+        let blobs = objects.map(|objects| BlobParts {
+            objects,
+            seal: Arc::new(Plain),
+            grace_ms: settings.blobs.grace_ms,
+            snapshot_items_min: settings.blobs.snapshot_items_min,
+        });
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
@@ -135,6 +156,7 @@ impl NodeBuilder {
             hot_cubes_max: settings.cube.hot_cubes_max,
             cluster,
             vectors,
+            blobs,
         })
         .await?;
         Ok(Node { cubes, store, environment, settings })

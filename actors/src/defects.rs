@@ -33,11 +33,15 @@ pub enum Defect {
     LeakedPlace,
     /// A search over several cubes shows what a table names without a look at its row.
     UncheckedCandidate,
+    /// A cube with a snapshot does not tell which items have changed since.
+    LostTail,
+    /// A snapshot is committed before its object is in place.
+    SnapshotBeforeBlob,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -50,5 +54,7 @@ impl Defect {
         Self::TenantMixUp,
         Self::LostWake,
         Self::LeakedPlace,
+        Self::LostTail,
+        Self::SnapshotBeforeBlob,
     ];
 }

@@ -19,6 +19,7 @@ use memcube_schemas::{
     limits::{CUBE_INFLIGHT_MAX, TENANT_SEARCHES_MAX},
     node::NodeRecord,
 };
+use object_store::ObjectStore;
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -34,7 +35,8 @@ use crate::{
     environment::Environment,
     error::{Error, Result},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    storage::{RangeRead, SharedStore},
+    storage::{Blobs, RangeRead, SharedStore, blobs::Seal},
+    sweeper::{Sweeper, SweeperHandle},
     tenant::TenantContext,
     vectors::{SearchPlaces, VectorParts, VectorTier},
 };
@@ -94,6 +96,20 @@ pub struct NodeParts {
     pub cluster: Option<ClusterParts>,
     /// Where vectors of many cubes are searched; without it such searches ask the cubes.
     pub vectors: Option<VectorParts>,
+    /// Where large bytes lie; without it cubes have no snapshots.
+    pub blobs: Option<BlobParts>,
+}
+
+/// What a node needs for blobs.
+pub struct BlobParts {
+    /// The object store; nodes that share a state store share this as well.
+    pub objects: Arc<dyn ObjectStore>,
+    /// What happens to bytes on their way there.
+    pub seal: Arc<dyn Seal>,
+    /// Milliseconds that a blob is kept which nothing refers to.
+    pub grace_ms: u64,
+    /// Items from which on a cube gets snapshots.
+    pub snapshot_items_min: usize,
 }
 
 /// How full a queue is.
@@ -127,6 +143,8 @@ pub(crate) struct Shared {
     embedder: Option<EmbedderHandle>,
     /// Where vectors of many cubes are searched.
     pub(crate) vectors: Option<VectorTier>,
+    /// Takes away blobs that nothing refers to.
+    sweeper: Option<SweeperHandle>,
     pub(crate) search_places: SearchPlaces,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
@@ -171,7 +189,7 @@ impl Cubes {
     pub async fn start(parts: NodeParts) -> Result<Self> {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
-        let NodeParts { store, environment, embedder, node, cluster, vectors, .. } = parts;
+        let NodeParts { store, environment, embedder, node, cluster, vectors, blobs, .. } = parts;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -179,8 +197,15 @@ impl Cubes {
         };
         let (sender, views) =
             watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
-        let hydrator =
-            Hydrator::new(Arc::clone(&store), environment.clone(), embedder.clone(), views.clone());
+        let sweeper = blobs.map(|parts| Sweeper::new(parts, &store, &environment));
+        let snapshots = sweeper.as_ref().map(Sweeper::keeper);
+        let hydrator = Hydrator::new(
+            Arc::clone(&store),
+            environment.clone(),
+            snapshots,
+            embedder.clone(),
+            views.clone(),
+        );
         let cluster = match cluster {
             Some(parts) => {
                 let transport = Arc::clone(&parts.transport);
@@ -206,6 +231,10 @@ impl Cubes {
             }
             None => None,
         };
+        let sweeper = match sweeper {
+            Some(sweeper) => Some(sweeper.start().await?),
+            None => None,
+        };
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -218,6 +247,7 @@ impl Cubes {
             environment,
             embedder,
             vectors,
+            sweeper,
             search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
@@ -279,6 +309,9 @@ impl Cubes {
         if let Some(vectors) = &self.shared.vectors {
             vectors.kill();
         }
+        if let Some(sweeper) = &self.shared.sweeper {
+            sweeper.kill();
+        }
         if let Some(embedder) = &self.shared.embedder {
             embedder.kill();
         }
@@ -293,6 +326,9 @@ impl Cubes {
         self.shared.host.shut_down().await;
         if let Some(vectors) = &self.shared.vectors {
             vectors.stop().await;
+        }
+        if let Some(sweeper) = &self.shared.sweeper {
+            sweeper.stop().await;
         }
         if let Some(cluster) = &self.shared.cluster {
             cluster.membership.leave().await;
@@ -344,6 +380,12 @@ impl Cubes {
     #[must_use]
     pub fn embedder(&self) -> Option<&EmbedderHandle> {
         self.shared.embedder.as_ref()
+    }
+
+    /// The blobs of this node, if it has any.
+    #[must_use]
+    pub fn blobs(&self) -> Option<&Blobs> {
+        self.shared.sweeper.as_ref().map(SweeperHandle::blobs)
     }
 
     pub(crate) fn store(&self) -> &SharedStore {

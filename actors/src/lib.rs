@@ -18,10 +18,11 @@ pub mod host;
 pub mod metrics;
 pub mod reader;
 pub mod storage;
+mod sweeper;
 pub mod tenant;
 pub mod vectors;
 
 pub use cube::CubeHandle;
-pub use directory::{CubeDescription, Cubes, NodeParts};
+pub use directory::{BlobParts, CubeDescription, Cubes, NodeParts};
 pub use error::{Error, ErrorKind, Result};
 pub use tenant::TenantContext;

@@ -42,6 +42,13 @@ pub(crate) struct CubeState {
     pub(crate) tails: BTreeMap<ConversationId, MemoryId>,
     pub(crate) requests: BTreeMap<RequestId, RequestRecord>,
     request_ages: BTreeMap<(Version, RequestId), ()>,
+    /// Whether the snapshot that the manifest names can be read, as far as is known.
+    pub(crate) has_snapshot: bool,
+    /// Changes since that snapshot.
+    pub(crate) tail_items: usize,
+    /// Whether an item came without a vector although there is a model. Read from its rows the next
+    /// time, the cube gets it; a snapshot would hide that it is missing.
+    pub(crate) lacks_vectors: bool,
     pub(crate) recall: RecallIndex,
 }
 
@@ -63,6 +70,9 @@ impl CubeState {
             tails: BTreeMap::new(),
             requests: BTreeMap::new(),
             request_ages: BTreeMap::new(),
+            has_snapshot: false,
+            tail_items: 0,
+            lacks_vectors: false,
             recall: RecallIndex::default(),
         }
     }
@@ -111,10 +121,18 @@ impl CubeState {
     }
 
     fn recall_item(&mut self, item: &MemoryItem, vector: Option<&[f32]>) {
+        self.lacks_vectors |= vector.is_none() && self.model.is_some();
         if item.status.is_recalled() {
             self.recall.insert(item, vector);
         } else if let Some(vector) = vector {
             self.recall.set_aside(item.id, vector.to_vec());
+        }
+    }
+
+    /// Takes in outcomes of requests, oldest first.
+    pub(crate) fn remember_requests(&mut self, requests: Vec<(RequestId, RequestRecord)>) {
+        for (id, record) in requests {
+            self.remember_request(id, record);
         }
     }
 
@@ -153,6 +171,7 @@ impl CubeState {
 
     fn apply_update(&mut self, former: &MemoryItem, item: MemoryItem, vector: Option<Vec<f32>>) {
         if former.text != item.text {
+            self.lacks_vectors |= vector.is_none() && self.model.is_some();
             self.forget_text(former);
             self.by_text.insert(text_hash(&item.text), item.id);
         }

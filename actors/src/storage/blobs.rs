@@ -9,7 +9,7 @@ mod error;
 mod seal;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -34,7 +34,7 @@ pub use self::{
     sweep::Swept,
 };
 use super::{Check, Mutation, SharedStore};
-use crate::{cube::commit, environment::Environment};
+use crate::{cube::commit, defects::Defect, environment::Environment};
 
 /// Below this folder lie all objects.
 const FOLDER: &str = "blobs";
@@ -135,7 +135,12 @@ impl Blobs {
         let announce = vec![Mutation::Set { key, value: encode(&record) }];
         let row = commit(&self.store, &self.environment, checks, announce).await?;
         self.environment.reach("blob.announced", "");
-        self.put(&path(tenant, id), sealed).await?;
+        if self.environment.plants(Defect::SnapshotBeforeBlob) {
+            let (blobs, path) = (self.clone(), path(tenant, id));
+            self.environment.spawn(async move { drop(blobs.put(&path, sealed).await) });
+        } else {
+            self.put(&path(tenant, id), sealed).await?;
+        }
         self.environment.reach("blob.put", "");
         Ok(PreparedBlob { id, tenant: tenant.clone(), bytes: length, row })
     }
