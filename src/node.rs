@@ -109,7 +109,11 @@ impl NodeBuilder {
         };
         let store = match store {
             Some(store) => store,
-            None => open_store(&settings).await?,
+            None => {
+                let store = open_store(&settings).await?;
+                storage::blobs::clean_up(&settings)?;
+                store
+            }
         };
         gate::pass(&*store, &environment).await?;
         let model = match embedder {

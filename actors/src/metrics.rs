@@ -56,6 +56,8 @@ pub const SNAPSHOTS_TOTAL: &str = "memcube_snapshots_total";
 pub const SNAPSHOT_SECONDS: &str = "memcube_snapshot_seconds";
 /// Bytes of one snapshot.
 pub const SNAPSHOT_BYTES: &str = "memcube_snapshot_bytes";
+/// Cubes that were hydrated from a snapshot.
+pub const SNAPSHOTS_LOADED_TOTAL: &str = "memcube_snapshots_loaded_total";
 /// Snapshots that could not be used, so that the cube was read from its rows, by `reason`.
 pub const SNAPSHOT_FALLBACKS_TOTAL: &str = "memcube_snapshot_fallbacks_total";
 /// Objects that nothing referred to and that were removed.
@@ -95,6 +97,7 @@ pub fn describe() {
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
     counter(STORE_COMMITS_TOTAL, "commits of the state store");
     counter(SNAPSHOTS_TOTAL, "snapshots of cubes");
+    counter(SNAPSHOTS_LOADED_TOTAL, "cubes hydrated from a snapshot");
     counter(SNAPSHOT_FALLBACKS_TOTAL, "snapshots that could not be used");
     counter(BLOBS_REMOVED_TOTAL, "objects removed that nothing referred to");
     counter(TENANT_SEARCHES_TOTAL, "searches over several cubes");

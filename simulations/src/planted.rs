@@ -40,6 +40,8 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
     planted(Defect::TenantMixUp, "tenants", 60),
     planted(Defect::LostWake, "assistant", 60),
     planted(Defect::LeakedPlace, "assistant", 60),
+    planted(Defect::LostTail, "assistant", 60),
+    planted(Defect::SnapshotBeforeBlob, "assistant", 60),
 ];
 
 const fn planted(defect: Defect, scenario: &'static str, within_seeds: u64) -> Planted {

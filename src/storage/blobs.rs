@@ -94,35 +94,44 @@ pub fn open(settings: &Settings) -> Result<Option<Arc<dyn ObjectStore>>> {
     match Place::of(settings)? {
         Place::Nowhere => Ok(None),
         Place::Memory => Ok(Some(Arc::new(InMemory::new()))),
-        Place::Directory(path) => {
-            // The default directory belongs to whoever holds the data directory, which is locked.
-            let is_ours = settings.blobs.url.is_none();
-            open_directory(&path, is_ours).map(Some)
-        }
+        Place::Directory(path) => open_directory(&path).map(Some),
         Place::Bucket { provider, url, folder } => {
             bucket::open(provider, &url, folder, &settings.blobs).map(Some)
         }
     }
 }
 
-fn open_directory(path: &FilePath, is_ours: bool) -> Result<Arc<dyn ObjectStore>> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Error::unavailable(format!(
-            "cannot use the directory `{}` for blobs: {error}; make it writable, or set \
-             `blobs.url` to another place",
-            path.display()
-        ))
-    };
+fn unusable(path: &FilePath, error: &dyn std::fmt::Display) -> Error {
+    Error::unavailable(format!(
+        "cannot use the directory `{}` for blobs: {error}; make it writable, or set `blobs.url` to \
+         another place",
+        path.display()
+    ))
+}
+
+fn open_directory(path: &FilePath) -> Result<Arc<dyn ObjectStore>> {
+    let failed = |error: &dyn std::fmt::Display| unusable(path, error);
     std::fs::create_dir_all(path).map_err(|error| failed(&error))?;
-    if is_ours {
-        remove_unfinished(path).map_err(|error| failed(&error))?;
-    }
     let files = LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?;
     // A blob is on the disk before its row says that it can be referred to.
     Ok(Arc::new(files.with_fsync(true)))
 }
 
-/// Removes what puts left that a crash interrupted: files whose name ends with `#` and a number.
+/// Removes from the default directory what a crash left half written. Only for whoever holds the
+/// lock of the data directory: nobody else writes there.
+///
+/// # Errors
+/// `Unavailable` when the directory cannot be used.
+pub fn clean_up(settings: &Settings) -> Result<()> {
+    match Place::of(settings)? {
+        Place::Directory(path) if settings.blobs.url.is_none() && path.exists() => {
+            remove_unfinished(&path).map_err(|error| unusable(&path, &error))
+        }
+        Place::Directory(_) | Place::Nowhere | Place::Memory | Place::Bucket { .. } => Ok(()),
+    }
+}
+
+/// Removes files that were not published yet: those whose name ends with `#` and a number.
 fn remove_unfinished(folder: &FilePath) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -285,6 +294,8 @@ mod tests {
             std::fs::write(folder.join(name), b"x").expect("written");
         }
         open(&settings).expect("opened");
+        assert!(folder.join("abcd#1").exists(), "a server may be writing it");
+        clean_up(&settings).expect("cleaned up");
         assert!(folder.join("abcd").exists() && folder.join("abcd#x").exists());
         assert!(!folder.join("abcd#1").exists());
 

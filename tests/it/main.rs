@@ -11,5 +11,7 @@ mod http;
 mod memos;
 mod model;
 mod process;
+#[cfg(feature = "s3")]
+mod s3;
 mod support;
 mod tidy;

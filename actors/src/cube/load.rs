@@ -249,6 +249,7 @@ impl Hydrator {
         });
         let filled = filled.await;
         self.environment.reach("snapshot.loaded", "");
+        metrics::counter!(names::SNAPSHOTS_LOADED_TOTAL).increment(1);
         filled.map(Loaded::Whole).ok_or_else(|| Error::internal("putting a cube together panicked"))
     }
 }

@@ -38,6 +38,8 @@ use crate::{cube::commit, defects::Defect, environment::Environment};
 
 /// Below this folder lie all objects.
 const FOLDER: &str = "blobs";
+/// Below this folder lie objects that were only put to be read back.
+const PROBES: &str = "probes";
 /// Random bytes at the end of every blob, so that no two puts ever share an object.
 const SALT_BYTES: usize = 16;
 
@@ -246,26 +248,26 @@ impl Blobs {
         let done = self.environment.compute(work).await;
         done.ok_or_else(|| BlobError::unreachable("hashing a blob panicked"))
     }
+}
 
-    /// Writes, reads and removes a small object, to see whether the object store can be used.
-    ///
-    /// # Errors
-    /// `Refused` and `Unreachable` with the setting to look at.
-    pub async fn probe(&self) -> BlobResult<()> {
-        let name = format!("{:032x}", self.environment.random_u128());
-        let path = Path::from_iter([FOLDER, ".probe", &name]);
-        let failed = |doing: Doing| move |error| doing.failed(error);
-        let bytes = Bytes::from(name.into_bytes());
-        let put = self.objects.put(&path, PutPayload::from(bytes.clone())).await;
-        put.map_err(failed(Doing::Put))?;
-        let read = self.objects.get(&path).await.map_err(failed(Doing::Get))?;
-        let read = read.bytes().await.map_err(failed(Doing::Get))?;
-        self.objects.delete(&path).await.map_err(failed(Doing::Delete))?;
-        if read != bytes {
-            return Err(BlobError::damaged("other bytes came back than were written"));
-        }
-        Ok(())
+/// Writes, reads and removes a small object, to see whether an object store can be used. `name`
+/// should be one that nobody else takes.
+///
+/// # Errors
+/// `Refused` and `Unreachable` with the setting to look at.
+pub async fn probe(objects: &dyn ObjectStore, name: &str) -> BlobResult<()> {
+    let path = Path::from_iter([PROBES, name]);
+    let failed = |doing: Doing| move |error| doing.failed(error);
+    let bytes = Bytes::copy_from_slice(name.as_bytes());
+    let put = objects.put(&path, PutPayload::from(bytes.clone())).await;
+    put.map_err(failed(Doing::Put))?;
+    let read = objects.get(&path).await.map_err(failed(Doing::Get))?;
+    let read = read.bytes().await.map_err(failed(Doing::Get))?;
+    objects.delete(&path).await.map_err(failed(Doing::Delete))?;
+    if read != bytes {
+        return Err(BlobError::damaged("other bytes came back than were written"));
     }
+    Ok(())
 }
 
 /// A blob as far as it has arrived.

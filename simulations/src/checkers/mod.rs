@@ -5,6 +5,7 @@
 //! fools one kind is plain to the other.
 
 mod agreement;
+mod blobs;
 #[cfg(test)]
 mod builder;
 mod case;
@@ -26,7 +27,7 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 10] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
@@ -34,6 +35,7 @@ pub(crate) const NAMES: [&str; 9] = [
     isolation::NAME,
     agreement::NAME,
     event_log::NAME,
+    blobs::NAME,
     liveness::NAME,
     queues::NAME,
 ];
@@ -66,6 +68,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(isolation::check(&case));
     violations.extend(agreement::check(&case));
     violations.extend(event_log::check(&case));
+    violations.extend(blobs::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
     debug_assert!(violations.iter().all(|found| NAMES.contains(&found.checker.as_str())));

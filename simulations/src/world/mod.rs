@@ -64,7 +64,7 @@ pub(crate) struct Inner {
     pub(crate) conditions: Conditions,
     pub(crate) network: Network,
     pub(crate) store: SimStore,
-    blobs: SimBlobs,
+    pub(crate) blobs: SimBlobs,
     nodes: Mutex<BTreeMap<u32, NodeSlot>>,
     history: Mutex<History>,
     cubes: Mutex<BTreeSet<(TenantId, CubeId)>>,

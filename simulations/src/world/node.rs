@@ -9,10 +9,11 @@ use std::{
 };
 
 use memcube_actors::{
-    Cubes, NodeParts,
+    BlobParts, Cubes, NodeParts,
     cluster::{ClusterParts, ClusterSettings},
     embedder::EmbedderHandle,
     environment::{Environment, Faults, SeededEntropy, Spawner},
+    storage::blobs::Plain,
 };
 use memcube_schemas::{Incarnation, NodeId};
 use tokio::time::timeout;
@@ -120,6 +121,12 @@ impl Inner {
         let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
         let started = Cubes::start(NodeParts {
             vectors: None,
+            blobs: Some(BlobParts {
+                objects: Arc::new(self.blobs.handle(node, life)),
+                seal: Arc::new(Plain),
+                grace_ms: draw("grace", 2_000, 20_000),
+                snapshot_items_min: usize::try_from(draw("snapshot", 1, 12)).unwrap_or(12),
+            }),
             store: self.store.handle(node, life, incarnation),
             environment,
             embedder: Some(embedder),

@@ -353,9 +353,9 @@ async fn what_was_put_comes_back_and_damage_is_seen() {
     world.objects.fail(Some("connection refused"));
     let error = blobs.get(&world.tenant, BlobId([1; 32])).await.expect_err("unreachable");
     assert!(matches!(error, BlobError::Unreachable { .. }), "{error}");
-    assert!(blobs.probe().await.is_err());
+    assert!(probe(&world.objects, "x").await.is_err());
     world.objects.fail(None);
-    blobs.probe().await.expect("it works again");
+    probe(&world.objects, "x").await.expect("it works again");
 }
 
 #[tokio::test]
