@@ -333,7 +333,7 @@ fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
 #[cfg(not(feature = "fdb"))]
 fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
     let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
-    runtime.block_on(crate::storage::open_foundationdb(settings))?;
+    runtime.block_on(storage::open_foundationdb(settings))?;
     Ok(String::new())
 }
 
