@@ -1,7 +1,8 @@
 //! A backup as one stream of bytes, from a running server to whoever keeps it: so the server needs
 //! to know no place and no credentials, and writes nowhere for a caller.
 //!
-//! Each object is a frame: two bytes of length and its name, four bytes of length and its bytes, both
+//! Each object is a frame: two bytes of length and its name, four bytes of length and its bytes,
+//! both
 //! lengths big-endian. A frame named `error` has a message in place of an object, and is the last.
 //! Invariant: the manifest comes last, so that a stream that breaks off never looks like a backup.
 

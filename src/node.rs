@@ -7,6 +7,7 @@ use memcube_actors::{
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
+    housekeeper::{Chore, HouseRules},
     storage::{
         InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, blobs::Plain, gate,
     },
@@ -35,6 +36,7 @@ pub struct NodeBuilder {
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
     objects: Option<Arc<dyn ObjectStore>>,
+    chores: Vec<Arc<dyn Chore>>,
 }
 
 impl NodeBuilder {
@@ -88,13 +90,21 @@ impl NodeBuilder {
         self
     }
 
+    /// With something more for the housekeeper to do now and then.
+    #[must_use]
+    pub fn with_chore(mut self, chore: Arc<dyn Chore>) -> Self {
+        self.chores.push(chore);
+        self
+    }
+
     /// Opens the store, loads the model, starts the actors.
     ///
     /// # Errors
     /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
     /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster, vectors, objects } = self;
+        let Self { settings, store, environment, embedder, cluster, vectors, objects, chores } =
+            self;
         let environment = environment.unwrap_or_else(environment::system);
         // First, because what is wrong with it is found at once.
         let (node, cluster) = match cluster {
@@ -124,11 +134,6 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
-        // Each node has tables of its own, and so a place of its own in the feed.
-        let consumer = match &cluster {
-            Some(_) => format!("vectors@{node}"),
-            None => "vectors".to_owned(),
-        };
         let vectors = match vectors {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
@@ -136,7 +141,6 @@ impl NodeBuilder {
         let vectors = vectors.map(|index| VectorParts {
             index,
             settings: vectors::VectorSettings {
-                consumer,
                 apply_after_ms: settings.vectors.apply_after_ms,
                 optimize_after_ms: settings.vectors.optimize_after_ms,
             },
@@ -163,6 +167,8 @@ impl NodeBuilder {
             blobs,
         })
         .await?;
+        let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
+        cubes.keep_house(rules, chores).await?;
         Ok(Node { cubes, store, environment, settings })
     }
 }
@@ -237,7 +243,8 @@ async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>>
     }
 }
 
-async fn open_vectors(
+/// The vector index that the settings name, if they name one.
+pub(crate) async fn open_vectors(
     settings: &Settings,
     environment: &Environment,
 ) -> Result<Option<SharedVectorIndex>> {
@@ -253,7 +260,7 @@ async fn open_vectors(
 
 #[cfg(feature = "lance")]
 async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
-    let options = crate::storage::LanceOptions {
+    let options = storage::LanceOptions {
         directory: if settings.vectors.url.is_empty() {
             settings.store.data_dir.join("vectors")
         } else {
@@ -261,7 +268,7 @@ async fn open_lance(settings: &Settings) -> Result<SharedVectorIndex> {
         },
         approximate_rows_min: settings.vectors.approximate_rows_min,
     };
-    Ok(Arc::new(crate::storage::LanceIndex::open(options).await?))
+    Ok(Arc::new(storage::LanceIndex::open(options).await?))
 }
 
 #[cfg(not(feature = "lance"))]

@@ -24,6 +24,8 @@ use crate::storage::blobs::Place;
 const ENV_PREFIX: &str = "MEMCUBE__";
 /// It stands in every key of FoundationDB.
 const FDB_PREFIX_BYTES_MAX: usize = 64;
+/// A reader that was cut off has this long to come back, at the least.
+const FEED_KEPT_MS_MIN: u64 = 1_000;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -43,6 +45,8 @@ pub struct Settings {
     pub cluster: ClusterSettings,
     /// Searches over many cubes.
     pub vectors: VectorSettings,
+    /// The event feed.
+    pub feed: FeedSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -104,7 +108,8 @@ pub struct StoreSettings {
     pub kind: StoreKind,
     /// The directory that holds everything that this node keeps by itself.
     pub data_dir: PathBuf,
-    /// The cluster file of FoundationDB; without one, its client takes `/etc/foundationdb/fdb.cluster`.
+    /// The cluster file of FoundationDB; without one, its client takes the default one,
+    /// `/etc/foundationdb/fdb.cluster`.
     pub fdb_cluster_file: Option<PathBuf>,
     /// FoundationDB's client library; without one, `libfdb_c.so` is looked for where the system
     /// looks for libraries.
@@ -173,6 +178,20 @@ pub struct CubeSettings {
 impl Default for CubeSettings {
     fn default() -> Self {
         Self { passivate_after_ms: 600_000, hot_cubes_max: memcube_schemas::limits::HOT_CUBES_MAX }
+    }
+}
+
+/// `[feed]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FeedSettings {
+    /// Milliseconds for which events are kept for readers that come back; a week if left out.
+    pub keep_ms: u64,
+}
+
+impl Default for FeedSettings {
+    fn default() -> Self {
+        Self { keep_ms: memcube_schemas::limits::FEED_KEPT_MS }
     }
 }
 
@@ -378,6 +397,12 @@ impl Settings {
         if self.store.fdb_prefix.is_empty() || self.store.fdb_prefix.len() > FDB_PREFIX_BYTES_MAX {
             let range = format!("between 1 and {FDB_PREFIX_BYTES_MAX}");
             mistakes.push(format!("`store.fdb-prefix` must have {range} bytes"));
+        }
+        if self.feed.keep_ms < FEED_KEPT_MS_MIN {
+            mistakes.push(format!(
+                "`feed.keep-ms` must be at least {FEED_KEPT_MS_MIN}: readers that lose their \
+                 connection need time to come back"
+            ));
         }
         if self.embedder.threads > 1_024 {
             mistakes.push("`embedder.threads` must be at most 1024".to_owned());

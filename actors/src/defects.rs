@@ -37,10 +37,17 @@ pub enum Defect {
     LostTail,
     /// A snapshot is committed before its object is in place.
     SnapshotBeforeBlob,
+    /// A page of the event feed goes on after the widest of its cuts.
+    SkippedEvent,
+    /// The event feed is trimmed without a look at its consumers.
+    TrimPastConsumer,
+    /// The FoundationDB backend looks at a commit's token only if the attempt just before may have
+    /// committed: what happened further back is forgotten.
+    TrustMaybeCommitted,
 }
 
 impl Defect {
-    /// All of them.
+    /// Those that the simulations are known to find.
     pub const ALL: [Self; 14] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,

@@ -6,7 +6,7 @@ use std::{
     fmt,
     hash::BuildHasherDefault,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -30,13 +30,14 @@ use crate::{
         membership::{self, Membership, MembershipHandle},
         peers::{Peers, Serve},
     },
-    cube::{CubeHandle, CubeKey, CubeMessage, Hydrator},
+    cube::{CubeHandle, CubeKey, CubeMessage, Hydrator, SnapshotKeeper},
     embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, Result},
+    feed::{EventFeed, FeedHandle, FeedTrimmer},
     host::{CubeHost, Ended, HostHandle, HostSettings},
+    housekeeper::{BlobSweeper, Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
     storage::{Blobs, RangeRead, SharedStore, blobs::Seal},
-    sweeper::{Sweeper, SweeperHandle},
     tenant::TenantContext,
     vectors::{SearchPlaces, VectorParts, VectorTier},
 };
@@ -144,8 +145,10 @@ pub(crate) struct Shared {
     /// Where vectors of many cubes are searched.
     pub(crate) vectors: Option<VectorTier>,
     /// Takes away blobs that nothing refers to.
-    sweeper: Option<SweeperHandle>,
+    sweeper: Option<BlobSweeper>,
     pub(crate) search_places: SearchPlaces,
+    feed: FeedHandle,
+    housekeeper: OnceLock<HousekeeperHandle>,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -190,6 +193,7 @@ impl Cubes {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
         let NodeParts { store, environment, embedder, node, cluster, vectors, blobs, .. } = parts;
+        let (feed, store) = EventFeed::start(store, environment.clone()).await?;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -197,8 +201,15 @@ impl Cubes {
         };
         let (sender, views) =
             watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
-        let sweeper = blobs.map(|parts| Sweeper::new(parts, &store, &environment));
-        let snapshots = sweeper.as_ref().map(Sweeper::keeper);
+        let blobs = blobs.map(|parts| {
+            let BlobParts { objects, seal, grace_ms, snapshot_items_min } = parts;
+            let blobs = Blobs::new(objects, Arc::clone(&store), environment.clone(), seal);
+            (
+                SnapshotKeeper::new(blobs.clone(), snapshot_items_min),
+                BlobSweeper::new(blobs, grace_ms),
+            )
+        });
+        let (snapshots, sweeper) = blobs.unzip();
         let hydrator = Hydrator::new(
             Arc::clone(&store),
             environment.clone(),
@@ -214,6 +225,7 @@ impl Cubes {
                 match Membership::start(store, environment, parts, sender).await {
                     Ok(membership) => Some(Cluster { peers, membership }),
                     Err(error) => {
+                        feed.stop().await;
                         if let Some(embedder) = &embedder {
                             embedder.stop().await;
                         }
@@ -231,10 +243,6 @@ impl Cubes {
             }
             None => None,
         };
-        let sweeper = match sweeper {
-            Some(sweeper) => Some(sweeper.start().await?),
-            None => None,
-        };
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -249,6 +257,8 @@ impl Cubes {
             vectors,
             sweeper,
             search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
+            feed,
+            housekeeper: OnceLock::new(),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -305,12 +315,13 @@ impl Cubes {
             cluster.peers.kill();
             cluster.membership.kill();
         }
+        self.shared.feed.kill();
+        if let Some(housekeeper) = self.shared.housekeeper.get() {
+            housekeeper.kill();
+        }
         self.shared.host.kill();
         if let Some(vectors) = &self.shared.vectors {
             vectors.kill();
-        }
-        if let Some(sweeper) = &self.shared.sweeper {
-            sweeper.kill();
         }
         if let Some(embedder) = &self.shared.embedder {
             embedder.kill();
@@ -323,12 +334,13 @@ impl Cubes {
         if let Some(cluster) = &self.shared.cluster {
             cluster.peers.close();
         }
+        self.shared.feed.stop().await;
+        if let Some(housekeeper) = self.shared.housekeeper.get() {
+            housekeeper.stop().await;
+        }
         self.shared.host.shut_down().await;
         if let Some(vectors) = &self.shared.vectors {
             vectors.stop().await;
-        }
-        if let Some(sweeper) = &self.shared.sweeper {
-            sweeper.stop().await;
         }
         if let Some(cluster) = &self.shared.cluster {
             cluster.membership.leave().await;
@@ -376,6 +388,34 @@ impl Cubes {
         entries.map(|entry| Ok(decode(&entry.value)?)).collect()
     }
 
+    /// What the commits of a tenant's cubes did, in order.
+    #[must_use]
+    pub fn feed(&self) -> &FeedHandle {
+        &self.shared.feed
+    }
+
+    /// Starts the housekeeper of this node, with its own chores and more. It can be started once.
+    ///
+    /// # Errors
+    /// `Internal` when it was started before, or cannot be started.
+    pub async fn keep_house(&self, rules: HouseRules, more: Vec<Arc<dyn Chore>>) -> Result<()> {
+        let Shared { store, environment, views, housekeeper, feed, sweeper, .. } = &*self.shared;
+        let HouseRules { feed_keep_ms, period_ms } = rules;
+        let trimmer = FeedTrimmer::new(feed.reader().clone(), feed_keep_ms, period_ms);
+        let node_rows = NodeRows::new(Arc::clone(store), environment.clone());
+        let mut chores: Vec<Arc<dyn Chore>> = vec![Arc::new(trimmer), Arc::new(node_rows)];
+        chores.extend(sweeper.clone().map(|sweeper| Arc::new(sweeper) as Arc<dyn Chore>));
+        chores.extend(more);
+        let started = Housekeeper::start(environment.clone(), views.clone(), chores).await?;
+        match housekeeper.set(started) {
+            Ok(()) => Ok(()),
+            Err(second) => {
+                second.stop().await;
+                Err(Error::internal("the housekeeper was started twice"))
+            }
+        }
+    }
+
     /// The model that embeds, if one is configured.
     #[must_use]
     pub fn embedder(&self) -> Option<&EmbedderHandle> {
@@ -385,7 +425,7 @@ impl Cubes {
     /// The blobs of this node, if it has any.
     #[must_use]
     pub fn blobs(&self) -> Option<&Blobs> {
-        self.shared.sweeper.as_ref().map(SweeperHandle::blobs)
+        self.shared.sweeper.as_ref().map(BlobSweeper::blobs)
     }
 
     pub(crate) fn store(&self) -> &SharedStore {

@@ -14,11 +14,12 @@ pub mod directory;
 pub mod embedder;
 pub mod environment;
 pub mod error;
+pub mod feed;
 pub mod host;
+pub mod housekeeper;
 pub mod metrics;
 pub mod reader;
 pub mod storage;
-mod sweeper;
 pub mod tenant;
 pub mod vectors;
 

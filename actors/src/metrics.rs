@@ -76,6 +76,18 @@ pub const VECTOR_APPLY_SECONDS: &str = "memcube_vector_apply_seconds";
 pub const VECTOR_BUILDS_TOTAL: &str = "memcube_vector_builds_total";
 /// Failures of the vector tier, each tried again.
 pub const VECTOR_FAILURES_TOTAL: &str = "memcube_vector_failures_total";
+/// Streams of events that this node serves now.
+pub const FEED_STREAMS: &str = "memcube_feed_streams";
+/// Streams of events that were cut off because their readers were too slow.
+pub const FEED_STREAMS_CUT_OFF_TOTAL: &str = "memcube_feed_streams_cut_off_total";
+/// Events handed to streams, each counted once for all streams of its tenant.
+pub const FEED_EVENTS_TOTAL: &str = "memcube_feed_events_total";
+/// Records trimmed from event feeds by this node.
+pub const FEED_TRIMMED_TOTAL: &str = "memcube_feed_trimmed_total";
+/// Time of one run of a chore, by `chore`.
+pub const CHORE_SECONDS: &str = "memcube_chore_seconds";
+/// Runs of chores that failed, by `chore`.
+pub const CHORES_FAILED_TOTAL: &str = "memcube_chores_failed_total";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -120,6 +132,12 @@ pub fn describe() {
     seconds(VECTOR_APPLY_SECONDS, "time to bring one batch into the vector tier");
     seconds(EMBED_BATCH_SECONDS, "time of one forward pass of the embedder");
     seconds(STORE_COMMIT_SECONDS, "time of a commit, fsync included");
+    describe_gauge!(FEED_STREAMS, Unit::Count, "streams of events served now");
+    counter(FEED_STREAMS_CUT_OFF_TOTAL, "streams of events cut off for being too slow");
+    counter(FEED_EVENTS_TOTAL, "events handed to streams");
+    counter(FEED_TRIMMED_TOTAL, "records trimmed from event feeds");
+    seconds(CHORE_SECONDS, "time of one run of a chore");
+    counter(CHORES_FAILED_TOTAL, "runs of chores that failed");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");
     describe_histogram!(STORE_GROUP_COMMITS, Unit::Count, "commits that shared one fsync");
 }

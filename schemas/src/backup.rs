@@ -1,10 +1,14 @@
 //! Backups: what the objects of one hold.
 //!
-//! A backup is a *manifest* object, written last, and *parts*, each named after the run that wrote it,
-//! so that no two runs ever write the same object. Parts with rows tell, scan by scan, what the rows
-//! of a cube are: a later row counts in place of an earlier one, and a row may say that earlier ones no
+//! A backup is a *manifest* object, written last, and *parts*, each named after the run that wrote
+//! it,
+//! so that no two runs ever write the same object. Parts with rows tell, scan by scan, what the
+//! rows
+//! of a cube are: a later row counts in place of an earlier one, and a row may say that earlier
+//! ones no
 //! longer count. Parts with cubes are the index: which scan became a cube of this backup. Rows of
-//! scans that no index names count for nothing. Values lie in the envelopes in which they were stored.
+//! scans that no index names count for nothing. Values lie in the envelopes in which they were
+//! stored.
 
 use rkyv::{Archive, Deserialize, Serialize};
 

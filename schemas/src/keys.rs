@@ -39,7 +39,8 @@ const RESTORING: u16 = 22;
 /// format: never changed.
 pub const FEED_SHARDS: u16 = 8;
 
-/// Rings over which the news of all feeds are spread, so that whoever follows them waits for one key
+/// Rings over which the news of all feeds are spread, so that whoever follows them waits for one
+/// key
 /// a ring and never for one a cube. Part of the format: never changed.
 pub const FEED_RINGS: u16 = 256;
 
@@ -163,6 +164,12 @@ pub fn feed_pointer(tenant: &TenantId, shard: u16) -> Vec<u8> {
 #[must_use]
 pub fn feed_pointers(ring: u16) -> KeyRange {
     KeyRange::below(&pack(&(INSTALLATION, FEED_POINTER, ring)))
+}
+
+/// Whether a key is that of a pointer.
+#[must_use]
+pub fn is_feed_pointer(key: &[u8]) -> bool {
+    key.starts_with(&pack(&(INSTALLATION, FEED_POINTER)))
 }
 
 /// The tenant and the shard that a pointer names.

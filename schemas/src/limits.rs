@@ -54,10 +54,12 @@ pub const COMMANDS_PER_COMMIT_MAX: usize = 256;
 /// Events after which a commit takes no further command, and the most that one command may bring: a
 /// larger add or deletion takes several commits.
 pub const EVENTS_PER_COMMIT_MAX: usize = 256;
-/// Bytes after which a commit takes no further command: FoundationDB takes 10 MB, and advises to stay
+/// Bytes after which a commit takes no further command: FoundationDB takes 10 MB, and advises to
+/// stay
 /// far below.
 pub const COMMIT_BYTES_AIM: usize = 500_000;
-/// Mutations of one commit: what the fullest one of a cube writes, several times over, and less than
+/// Mutations of one commit: what the fullest one of a cube writes, several times over, and less
+/// than
 /// the 65,536 that a versionstamp can number.
 pub const MUTATIONS_PER_COMMIT_MAX: usize = 16_384;
 /// Bytes of one key in the state store: FoundationDB takes 10,000, and the keys of chunks are up to
@@ -194,3 +196,23 @@ pub const INDEX_WISHES_MAX: usize = 4_096;
 pub const INDEX_SHARDS_KNOWN_MAX: usize = 65_536;
 /// Rows of one table of the vector tier in RAM: about 2 KB each with a vector of 384 values.
 pub const TABLE_IN_RAM_ROWS_MAX: usize = 1_000_000;
+
+/// Records of an event feed that are read at once; a page of a reader has no more.
+pub const FEED_PAGE_RECORDS_MAX: usize = 1_000;
+/// Records of an event feed in one page when the reader names no number.
+pub const FEED_PAGE_RECORDS_DEFAULT: usize = 200;
+/// Cubes by which one reader filters a feed: with more, the whole feed is read with less effort.
+pub const FEED_FILTER_CUBES_MAX: usize = 256;
+/// Streams of events that one node serves before further ones are refused.
+pub const FEED_STREAMS_MAX: usize = 4_096;
+/// Streams of events that one tenant has on one node, so that it leaves some to the others.
+pub const FEED_STREAMS_PER_TENANT_MAX: usize = 1_024;
+/// Batches of events that wait for one stream; a reader that falls further behind is cut off, and
+/// resumes by its cursor.
+pub const FEED_STREAM_BATCHES_MAX: usize = 64;
+/// Records of a feed that one commit trims.
+pub const FEED_TRIM_RECORDS_MAX: usize = 1_000;
+/// Milliseconds that records of an event feed are kept when the settings name no number: a week.
+pub const FEED_KEPT_MS: u64 = 7 * 24 * 3_600_000;
+/// Milliseconds for which the row of a node that is dead or has left is kept: a day.
+pub const NODE_ROW_KEPT_MS: u64 = 24 * 3_600_000;

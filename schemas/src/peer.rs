@@ -128,4 +128,6 @@ pub enum ErrorKind {
     Corrupt,
     /// A defect of memcube: report it.
     Internal,
+    /// It was there and is there no more: begin anew from what is there now.
+    Gone,
 }

@@ -3,6 +3,8 @@
 //! A node has *lives*, counted from zero: a crash ends one, and everything that an ended life still
 //! tries stays without effect, because it waits for ever in [`Conditions::running`].
 
+mod store;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -21,6 +23,9 @@ use crate::{
     plan::{Fault, FaultClass},
     trace::Trace,
 };
+
+#[cfg(feature = "fdb")]
+pub(crate) use self::store::StoreWays;
 
 /// Where something may go wrong: it names the stream of the draws, and the actor in the trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -330,38 +335,26 @@ impl Conditions {
         node.isolations == 0 && node.client_cuts == 0
     }
 
-    /// Ends when the node reaches the store.
-    pub(crate) async fn store_reached(&self, node: u32) {
-        self.until(|state| (state.node(node).store_cuts == 0).then_some(())).await;
+    /// Waits until the node does not run in this life: it is paused, or the life is over.
+    #[cfg(feature = "fdb")]
+    pub(crate) async fn halts(&self, node: u32, life: u64) {
+        self.until(|state| {
+            let node = state.node(node);
+            (node.life != life || node.pauses > 0).then_some(())
+        })
+        .await;
     }
 
-    /// The number of a new handle of the node on the store.
-    pub(crate) fn open_handle(&self, node: u32) -> u64 {
-        let mut state = self.state();
-        let node = state.node(node);
-        node.handles += 1;
-        node.handles
+    /// Counts how often a fault struck of which somebody else keeps the count.
+    #[cfg(feature = "fdb")]
+    pub(crate) fn struck(&self, class: FaultClass, times: u64) {
+        *self.state().faults.entry(class.as_str()).or_insert(0) += times;
     }
 
-    /// Whether the handle with this number refuses everything.
-    pub(crate) fn is_stale(&self, node: u32, handle: u64) -> bool {
-        handle < self.state().node(node).stale_below
-    }
-
-    /// Whether the store takes no commits.
-    pub(crate) fn is_store_full(&self) -> bool {
-        self.state().store_fulls > 0
-    }
-
-    /// Whether the store takes no calls at all.
-    pub(crate) fn is_store_down(&self) -> bool {
-        self.state().store_downs > 0
-    }
-
-    /// How many recoveries of the store began, and how many are over.
-    pub(crate) fn recoveries(&self) -> (u64, u64) {
-        let state = self.state();
-        (state.recoveries, state.recoveries_over)
+    /// How often in a thousand occasions a fault is to strike.
+    #[cfg(feature = "fdb")]
+    pub(crate) fn intensity(&self, class: FaultClass) -> u32 {
+        self.0.intensities.get(&class).copied().unwrap_or(0)
     }
 
     /// By how much the node's wall clock has jumped, all jumps together.

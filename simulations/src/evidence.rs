@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use memcube_actors::storage::{Check, CommitToken, Mutation};
+use memcube_actors::storage::{Check, CommitToken, Mutation, versionstamped_key};
 use memcube_schemas::{CubeId, Incarnation, NodeId, TenantId, Version};
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ use crate::history::History;
 pub struct CommitRecord {
     /// The version it made.
     pub version: Version,
+    /// Its place among the commits that share this version.
+    pub place: u16,
     /// When, in simulated milliseconds.
     pub at_ms: u64,
     /// Which node sent it.
@@ -26,6 +28,16 @@ pub struct CommitRecord {
     pub checks: Vec<Check>,
     /// What it wrote.
     pub mutations: Vec<Mutation>,
+}
+
+impl CommitRecord {
+    /// The key that its stamped mutation with this number wrote.
+    pub(crate) fn stamped_key(&self, prefix: &[u8], position: usize) -> Vec<u8> {
+        let mut key = versionstamped_key(prefix, self.version, position);
+        let place = prefix.len() + size_of::<u64>();
+        key[place..place + size_of::<u16>()].copy_from_slice(&self.place.to_be_bytes());
+        key
+    }
 }
 
 /// A key's value, and the version of the commit that wrote it.

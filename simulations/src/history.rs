@@ -72,6 +72,11 @@ pub enum Call {
         /// The marker.
         marker: String,
     },
+    /// Look for the item with this marker in all cubes of the tenant.
+    SearchTenant {
+        /// The marker.
+        marker: String,
+    },
 }
 
 /// An item as a caller saw it.
@@ -130,6 +135,11 @@ pub enum Outcome {
         hits: Vec<Seen>,
         /// The version that was searched.
         version: Version,
+    },
+    /// To `SearchTenant`: the hits and the cubes that hold them.
+    FoundAcross {
+        /// Best first; the search asked for far more hits than the tenant has items.
+        hits: Vec<(CubeId, Seen)>,
     },
     /// It was refused and certainly had no effect.
     Refused {

@@ -36,6 +36,7 @@ mod storage;
 pub mod swarm;
 mod tasks;
 mod trace;
+mod vectors;
 pub mod workloads;
 mod world;
 

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use crate::{
     conditions::Conditions,
     dice::Dice,
-    plan::{Fault, FaultClass, TimedFault},
+    plan::{Fault, FaultClass, StoreKind, TimedFault},
 };
 
 /// Faults of one kind in a run, at the most.
@@ -174,9 +174,11 @@ fn keep_one_up(nodes: u32, events: &mut Vec<TimedFault>) {
 /// Draws the faults of a plan that strike at random: each on or off, and how often in a thousand
 /// chances, where every magnitude is as likely as any other.
 #[must_use]
-pub(crate) fn draw_faults(dice: Dice) -> BTreeMap<FaultClass, u32> {
+pub(crate) fn draw_faults(dice: Dice, store: StoreKind) -> BTreeMap<FaultClass, u32> {
     const INTENSITY_MAX: u64 = 80;
-    let is_on = |class: &FaultClass| dice.fork(class.as_str(), 0).chance("on", 0, 500);
+    let is_on = |class: &FaultClass| {
+        class.strikes_on(store) && dice.fork(class.as_str(), 0).chance("on", 0, 500)
+    };
     let intensity = |class: FaultClass| {
         let dice = dice.fork(class.as_str(), 0);
         match class {
@@ -198,7 +200,19 @@ pub(crate) fn draw_faults(dice: Dice) -> BTreeMap<FaultClass, u32> {
             | FaultClass::BlobSlow
             | FaultClass::BlobFail
             | FaultClass::BlobTorn
-            | FaultClass::BlobNotYet => {
+            | FaultClass::BlobNotYet
+            | FaultClass::FdbTooOld
+            | FaultClass::FdbFutureVersion
+            | FaultClass::FdbConflict
+            | FaultClass::FdbUnknownApplied
+            | FaultClass::FdbUnknownLost
+            | FaultClass::FdbTimedOut
+            | FaultClass::FdbVersionChanged
+            | FaultClass::FdbThrottled
+            | FaultClass::FdbSlowCommit
+            | FaultClass::FdbSlowVersion
+            | FaultClass::FdbRecovery
+            | FaultClass::FdbWatch => {
                 // Whole numbers alone: the logarithm of a float is not the same on every machine.
                 let octave = 2_u64 << dice.below("octave", 0, 6);
                 octave + dice.below("within", 0, octave.min(INTENSITY_MAX + 1 - octave))

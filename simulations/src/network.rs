@@ -137,19 +137,21 @@ impl Network {
         }
         if from == to {
             // Nothing is wrong with the way to oneself.
-            self.carry(Frame { from, life, to, n, bytes: frame }, occasion, DELAY_MS.0);
+            let frame = Frame { from, life, to, n, bytes: frame, is_only: true };
+            self.carry(frame, occasion, DELAY_MS.0);
             return;
         }
         if conditions.strikes(FaultClass::NetworkDrop, occasion) {
             return;
         }
         let delay_ms = self.delay_ms(occasion);
-        if conditions.strikes(FaultClass::NetworkDuplicate, occasion) {
+        let is_only = !conditions.strikes(FaultClass::NetworkDuplicate, occasion);
+        let frame = Frame { from, life, to, n, bytes: frame, is_only };
+        if !is_only {
             let later_ms = occasion.between("second", SECOND_COPY_MS.0, SECOND_COPY_MS.1);
-            let copy = Frame { from, life, to, n, bytes: frame.clone() };
-            self.carry(copy, occasion, delay_ms + later_ms);
+            self.carry(frame.clone(), occasion, delay_ms + later_ms);
         }
-        self.carry(Frame { from, life, to, n, bytes: frame }, occasion, delay_ms);
+        self.carry(frame, occasion, delay_ms);
     }
 
     fn count(&self, from: u32, to: u32) -> u64 {
@@ -167,7 +169,7 @@ impl Network {
 
     async fn deliver(&self, frame: Frame, occasion: Occasion, delay_ms: u64) {
         let conditions = &self.0.conditions;
-        let Frame { from, life, to, n, bytes } = frame;
+        let Frame { from, life, to, n, .. } = frame;
         // What a paused node sends leaves it after the pause.
         if !conditions.runs(from, life).await {
             return;
@@ -177,14 +179,36 @@ impl Network {
             conditions.note(&link(from, to), "cut", format_args!("#{n} on its way"));
             return;
         }
+        if !conditions.is_up(to) {
+            self.give_back(&frame, occasion);
+            return;
+        }
         let receiver = conditions.life(to);
         if !conditions.runs(to, receiver).await {
             return;
         }
         conditions.jitter(occasion, YIELDS_MAX).await;
         if let Some(inbox) = self.inbox(to) {
-            conditions.note(&link(from, to), "deliver", format_args!("#{n} {}B", bytes.len()));
-            inbox.deliver(bytes);
+            let bytes = frame.bytes.len();
+            conditions.note(&link(from, to), "deliver", format_args!("#{n} {bytes}B"));
+            inbox.deliver(frame.bytes);
+        } else {
+            self.give_back(&frame, occasion);
+        }
+    }
+
+    /// Tells the sender that nobody was there, as a machine does on which nobody listens; sometimes
+    /// not, as when the machine is gone as well. Of two copies, the other may have arrived.
+    fn give_back(&self, frame: &Frame, occasion: Occasion) {
+        let Frame { from, life, to, n, .. } = *frame;
+        let conditions = &self.0.conditions;
+        let is_told = frame.is_only && occasion.between("told", 0, 1) == 1;
+        if !is_told || !conditions.is_current(from, life) {
+            return;
+        }
+        if let Some(inbox) = self.inbox(from) {
+            conditions.note(&link(from, to), "refused", format_args!("#{n}"));
+            inbox.undelivered(&frame.bytes);
         }
     }
 
@@ -201,12 +225,15 @@ impl Network {
 }
 
 /// A frame on its way.
+#[derive(Clone)]
 struct Frame {
     from: u32,
     life: u64,
     to: u32,
     n: u64,
     bytes: Vec<u8>,
+    /// Whether it travels once only.
+    is_only: bool,
 }
 
 fn link(from: u32, to: u32) -> String {

@@ -19,6 +19,12 @@ pub struct Plan {
     pub nodes: u32,
     /// Simulated seconds of work before the heal.
     pub seconds: u32,
+    /// Which state store the nodes share.
+    #[serde(default, skip_serializing_if = "StoreKind::is_in_memory")]
+    pub store: StoreKind,
+    /// Whether nodes have a vector tier.
+    #[serde(default)]
+    pub vectors: bool,
     /// Planted bugs that are switched on.
     #[serde(default)]
     pub defects: BTreeSet<Defect>,
@@ -42,11 +48,66 @@ impl Plan {
             seed,
             nodes: 3,
             seconds: 60,
+            store: StoreKind::InMemory,
+            vectors: false,
             defects: BTreeSet::new(),
             faults: BTreeMap::new(),
             events: Vec::new(),
             scripts: Vec::new(),
         }
+    }
+}
+
+/// A kind of state store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// The executable specification.
+    #[default]
+    InMemory,
+    /// Memcube's backend for FoundationDB, over a simulated cluster.
+    Foundationdb,
+}
+
+impl StoreKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::InMemory, Self::Foundationdb];
+
+    /// The name in plans and on command lines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InMemory => "in-memory",
+            Self::Foundationdb => "foundationdb",
+        }
+    }
+
+    /// Whether this build has it.
+    #[must_use]
+    pub const fn is_built(self) -> bool {
+        match self {
+            Self::InMemory => true,
+            Self::Foundationdb => cfg!(feature = "fdb"),
+        }
+    }
+
+    /// How a command line chooses it, after a space; nothing for what is chosen anyway.
+    #[must_use]
+    pub fn option(self) -> String {
+        match self {
+            Self::InMemory => String::new(),
+            Self::Foundationdb => format!(" --store {}", self.as_str()),
+        }
+    }
+
+    /// The kind with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    const fn is_in_memory(&self) -> bool {
+        matches!(self, Self::InMemory)
     }
 }
 
@@ -94,11 +155,35 @@ pub enum FaultClass {
     HydratePanic,
     /// Tasks that are ready run in another order.
     Jitter,
+    /// A read or a commit of a FoundationDB transaction finds its version too old.
+    FdbTooOld,
+    /// A read of a FoundationDB transaction finds its version not there yet.
+    FdbFutureVersion,
+    /// A FoundationDB transaction is refused for a conflict that was none.
+    FdbConflict,
+    /// A FoundationDB transaction took effect, and is answered with `commit_unknown_result`.
+    FdbUnknownApplied,
+    /// A FoundationDB transaction took no effect, and is answered so.
+    FdbUnknownLost,
+    /// A FoundationDB transaction times out, and may take effect later.
+    FdbTimedOut,
+    /// A FoundationDB transaction is answered with `cluster_version_changed`.
+    FdbVersionChanged,
+    /// A FoundationDB transaction is refused because the cluster is busy.
+    FdbThrottled,
+    /// A FoundationDB commit takes long.
+    FdbSlowCommit,
+    /// A FoundationDB transaction waits long for its version.
+    FdbSlowVersion,
+    /// The FoundationDB cluster recovers: what is on the way is unknown, and versions jump.
+    FdbRecovery,
+    /// A watch of FoundationDB tells late, or of nothing.
+    FdbWatch,
 }
 
 impl FaultClass {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 32] = [
         Self::NetworkDelay,
         Self::NetworkDrop,
         Self::NetworkDuplicate,
@@ -119,7 +204,64 @@ impl FaultClass {
         Self::CubePanic,
         Self::HydratePanic,
         Self::Jitter,
+        Self::FdbTooOld,
+        Self::FdbFutureVersion,
+        Self::FdbConflict,
+        Self::FdbUnknownApplied,
+        Self::FdbUnknownLost,
+        Self::FdbTimedOut,
+        Self::FdbVersionChanged,
+        Self::FdbThrottled,
+        Self::FdbSlowCommit,
+        Self::FdbSlowVersion,
+        Self::FdbRecovery,
+        Self::FdbWatch,
     ];
+
+    /// Whether it can strike a store of this kind. What a transaction of FoundationDB may meet is
+    /// left to the simulated cluster.
+    #[must_use]
+    pub const fn strikes_on(self, store: StoreKind) -> bool {
+        let only = match self {
+            Self::StoreConflict
+            | Self::StoreUnknownApplied
+            | Self::StoreUnknownLost
+            | Self::StoreZombie => StoreKind::InMemory,
+            Self::FdbTooOld
+            | Self::FdbFutureVersion
+            | Self::FdbConflict
+            | Self::FdbUnknownApplied
+            | Self::FdbUnknownLost
+            | Self::FdbTimedOut
+            | Self::FdbVersionChanged
+            | Self::FdbThrottled
+            | Self::FdbSlowCommit
+            | Self::FdbSlowVersion
+            | Self::FdbRecovery
+            | Self::FdbWatch => StoreKind::Foundationdb,
+            Self::NetworkDelay
+            | Self::NetworkDrop
+            | Self::NetworkDuplicate
+            | Self::NetworkReorder
+            | Self::StoreSlow
+            | Self::StoreUnavailable
+            | Self::StoreOverloaded
+            | Self::DeviceSlow
+            | Self::DeviceOutOfMemory
+            | Self::BlobSlow
+            | Self::BlobFail
+            | Self::BlobTorn
+            | Self::BlobNotYet
+            | Self::CubePanic
+            | Self::HydratePanic
+            | Self::Jitter => return true,
+        };
+        matches!(
+            (only, store),
+            (StoreKind::InMemory, StoreKind::InMemory)
+                | (StoreKind::Foundationdb, StoreKind::Foundationdb)
+        )
+    }
 
     /// The name in plans and reports.
     #[must_use]
@@ -145,6 +287,18 @@ impl FaultClass {
             Self::CubePanic => "cube-panic",
             Self::HydratePanic => "hydrate-panic",
             Self::Jitter => "jitter",
+            Self::FdbTooOld => "fdb-too-old",
+            Self::FdbFutureVersion => "fdb-future-version",
+            Self::FdbConflict => "fdb-conflict",
+            Self::FdbUnknownApplied => "fdb-unknown-applied",
+            Self::FdbUnknownLost => "fdb-unknown-lost",
+            Self::FdbTimedOut => "fdb-timed-out",
+            Self::FdbVersionChanged => "fdb-version-changed",
+            Self::FdbThrottled => "fdb-throttled",
+            Self::FdbSlowCommit => "fdb-slow-commit",
+            Self::FdbSlowVersion => "fdb-slow-version",
+            Self::FdbRecovery => "fdb-recovery",
+            Self::FdbWatch => "fdb-watch",
         }
     }
 }
@@ -260,6 +414,11 @@ pub enum Action {
     },
     /// Looks for an item by its marker.
     Search {
+        /// Which.
+        pick: u64,
+    },
+    /// Looks for an item by its marker in all cubes of the tenant.
+    SearchTenant {
         /// Which.
         pick: u64,
     },

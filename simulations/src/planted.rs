@@ -10,6 +10,7 @@ use anyhow::Result;
 use memcube_actors::defects::Defect;
 
 use crate::{
+    plan::StoreKind,
     process::{Flow, Verdict, run_isolated},
     shrink::Failure,
     workloads,
@@ -22,6 +23,8 @@ pub struct Planted {
     pub defect: Defect,
     /// The scenario that finds it.
     pub scenario: &'static str,
+    /// Over which state store.
+    pub store: StoreKind,
     /// Among the seeds from 1 to this one.
     pub within_seeds: u64,
 }
@@ -45,7 +48,7 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
 ];
 
 const fn planted(defect: Defect, scenario: &'static str, within_seeds: u64) -> Planted {
-    Planted { defect, scenario, within_seeds }
+    Planted { defect, scenario, store: StoreKind::InMemory, within_seeds }
 }
 
 /// The name of a defect on the command line and in plans.
@@ -108,14 +111,15 @@ pub fn check(
 ) -> Result<PlantedReport> {
     let mut report = PlantedReport::default();
     // How far a scenario has been run without any bug, and what failed there.
-    let mut clean: BTreeMap<&str, Clean> = BTreeMap::new();
+    let mut clean: BTreeMap<(&str, StoreKind), Clean> = BTreeMap::new();
     for planted in table {
-        let Planted { defect, scenario, within_seeds } = *planted;
-        let found = first_failure(scenario, Some(defect), 1, within_seeds, jobs)?;
+        let Planted { defect, scenario, store, within_seeds } = *planted;
+        let world = (scenario, store);
+        let found = first_failure(world, Some(defect), 1, within_seeds, jobs)?;
         let last = found.as_ref().map_or(within_seeds, |(seed, _)| *seed);
-        let clean = clean.entry(scenario).or_default();
+        let clean = clean.entry(world).or_default();
         if clean.failure.is_none() && clean.until < last {
-            clean.failure = first_failure(scenario, None, clean.until + 1, last, jobs)?;
+            clean.failure = first_failure(world, None, clean.until + 1, last, jobs)?;
             clean.until = last;
         }
         let without = clean.failure.clone().filter(|(seed, _)| *seed <= last);
@@ -137,7 +141,7 @@ struct Clean {
 
 /// The lowest of the seeds that fails.
 fn first_failure(
-    scenario: &str,
+    (scenario, store): (&str, StoreKind),
     defect: Option<Defect>,
     first: u64,
     last: u64,
@@ -150,8 +154,9 @@ fn first_failure(
         if !found.borrow().is_empty() {
             return None;
         }
-        let mut plan =
-            workloads::plan(scenario, seed).map_err(|error| refused.set(Some(error))).ok()?;
+        let mut plan = workloads::plan(scenario, seed, store)
+            .map_err(|error| refused.set(Some(error)))
+            .ok()?;
         plan.defects.extend(defect);
         Some((plan, false))
     });

@@ -1,8 +1,9 @@
 //! Seeds that once found something, and are run again for ever.
 //!
-//! One a line: `SCENARIO SEED  # what it found, in which commit`. Where a later change of the
-//! workload would draw another plan of the same seed, `plan FILE` keeps the plan itself; the file's
-//! path starts at the folder of the list. Blank lines and comments are skipped.
+//! One a line: `SCENARIO SEED  # what it found, in which commit`, with the kind of state store
+//! behind the seed if it is not the one in RAM. Where a later change of the workload would draw
+//! another plan of the same seed, `plan FILE` keeps the plan itself; the file's path starts at the
+//! folder of the list. Blank lines and comments are skipped.
 
 use std::{
     fs,
@@ -11,7 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{plan::Plan, process::Verdict, workloads};
+use crate::{
+    plan::{Plan, StoreKind},
+    process::Verdict,
+    workloads,
+};
 
 /// A line of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +32,8 @@ pub struct Regression {
 /// Where a plan comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A scenario and a seed.
-    Seed(String, u64),
+    /// A scenario and a seed, over a kind of state store.
+    Seed(String, u64, StoreKind),
     /// A file.
     File(PathBuf),
 }
@@ -40,7 +45,7 @@ impl Source {
     /// When there is no such scenario, or when the file holds no plan.
     pub fn plan(&self) -> Result<Plan> {
         match self {
-            Self::Seed(scenario, seed) => workloads::plan(scenario, *seed),
+            Self::Seed(scenario, seed, store) => workloads::plan(scenario, *seed, *store),
             Self::File(path) => read_plan(path),
         }
     }
@@ -49,7 +54,9 @@ impl Source {
     #[must_use]
     pub fn replay(&self) -> String {
         match self {
-            Self::Seed(scenario, seed) => format!("memcube-sim run {scenario} --seed {seed}"),
+            Self::Seed(scenario, seed, store) => {
+                format!("memcube-sim run {scenario} --seed {seed}{}", store.option())
+            }
             Self::File(path) => format!("memcube-sim run --plan {}", path.display()),
         }
     }
@@ -124,7 +131,13 @@ fn source(wanted: &str, folder: &Path) -> Result<Source> {
     let words: Vec<&str> = wanted.split_whitespace().collect();
     match words[..] {
         ["plan", file] => Ok(Source::File(folder.join(file))),
-        [scenario, seed] => Ok(Source::Seed(scenario.to_owned(), parse_seed(seed)?)),
+        [scenario, seed] => {
+            Ok(Source::Seed(scenario.to_owned(), parse_seed(seed)?, StoreKind::default()))
+        }
+        [scenario, seed, store] if StoreKind::named(store).is_some() => {
+            let store = StoreKind::named(store).unwrap_or_default();
+            Ok(Source::Seed(scenario.to_owned(), parse_seed(seed)?, store))
+        }
         _ => bail!("`{}` is neither `SCENARIO SEED` nor `plan FILE`", wanted.trim()),
     }
 }
@@ -179,16 +192,22 @@ mod tests {
 
     #[test]
     fn a_list_has_seeds_plans_and_comments() {
-        let text = "# all of them\n\nassistant 17  # lost an item, 7a21d87\n  plan a/b.json\n";
+        let text = "# all of them\n\nassistant 17  # lost an item, 7a21d87\n  plan a/b.json\n\
+                    assistant 18 foundationdb\n";
         let expected = [
             Regression {
                 line: 3,
-                source: Source::Seed("assistant".to_owned(), 17),
+                source: Source::Seed("assistant".to_owned(), 17, StoreKind::InMemory),
                 note: "lost an item, 7a21d87".to_owned(),
             },
             Regression {
                 line: 4,
                 source: Source::File("folder/a/b.json".into()),
+                note: String::new(),
+            },
+            Regression {
+                line: 5,
+                source: Source::Seed("assistant".to_owned(), 18, StoreKind::Foundationdb),
                 note: String::new(),
             },
         ];

@@ -5,7 +5,7 @@ use futures_util::future::BoxFuture;
 use crate::{
     dice::Dice,
     nemesis,
-    plan::Plan,
+    plan::{Plan, StoreKind},
     process,
     report::Report,
     world::{self, World},
@@ -31,6 +31,13 @@ impl Simulation {
         self
     }
 
+    /// Over this kind of state store. Say it before `swarm`, which draws its faults as well.
+    #[must_use]
+    pub const fn store(mut self, store: StoreKind) -> Self {
+        self.plan.store = store;
+        self
+    }
+
     /// Faults strike within so many simulated seconds.
     #[must_use]
     pub const fn seconds(mut self, seconds: u32) -> Self {
@@ -42,7 +49,7 @@ impl Simulation {
     #[must_use]
     pub fn swarm(mut self) -> Self {
         let dice = Dice::new(self.plan.seed);
-        self.plan.faults = nemesis::draw_faults(dice.fork("faults", 0));
+        self.plan.faults = nemesis::draw_faults(dice.fork("faults", 0), self.plan.store);
         self.plan.events =
             nemesis::draw_events(dice.fork("events", 0), self.plan.nodes, self.plan.seconds);
         self

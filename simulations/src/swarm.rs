@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::{
     dice::Dice,
-    plan::{FaultClass, Plan},
+    plan::{FaultClass, Plan, StoreKind},
     process::{Flow, Verdict, run_isolated},
     shrink::Failure,
     sometimes, workloads,
@@ -25,6 +25,8 @@ pub const RECHECK_PER_MILLE: u32 = 50;
 pub struct SwarmSettings {
     /// Names in the catalogue; every seed is run in each of them.
     pub scenarios: Vec<String>,
+    /// Which state store the nodes share.
+    pub store: StoreKind,
     /// The seeds count up from here.
     pub first_seed: u64,
     /// When to stop.
@@ -47,6 +49,8 @@ pub enum Until {
 /// What a swarm has seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SwarmReport {
+    /// Which state store the nodes shared.
+    pub store: StoreKind,
     /// Runs by scenario; those that were only to compare are not counted, here and below.
     pub seeds: BTreeMap<String, u64>,
     /// Simulated milliseconds of all runs.
@@ -107,7 +111,7 @@ pub fn run(
 ) -> Result<SwarmReport> {
     // A scenario that does not exist is told before anything runs.
     for scenario in &settings.scenarios {
-        workloads::plan(scenario, settings.first_seed)?;
+        workloads::plan(scenario, settings.first_seed, settings.store)?;
     }
     let clock = Clock::start();
     let mut tally = Tally::new(settings);
@@ -157,7 +161,7 @@ impl Queue<'_> {
         let at = usize::try_from(self.next % scenarios).unwrap_or_default();
         let seed = self.settings.first_seed.wrapping_add(round);
         self.next += 1;
-        let plan = workloads::plan(&self.settings.scenarios[at], seed);
+        let plan = workloads::plan(&self.settings.scenarios[at], seed, self.settings.store);
         if is_rechecked(self.settings, seed) {
             self.again = plan.as_ref().ok().cloned();
         }
@@ -175,7 +179,8 @@ struct Tally<'a> {
 
 impl<'a> Tally<'a> {
     fn new(settings: &'a SwarmSettings) -> Self {
-        Self { settings, report: SwarmReport::default(), waiting: BTreeMap::new() }
+        let report = SwarmReport { store: settings.store, ..SwarmReport::default() };
+        Self { settings, report, waiting: BTreeMap::new() }
     }
 
     fn absorb(&mut self, plan: &Plan, verdict: Verdict) {
@@ -287,13 +292,13 @@ impl SwarmReport {
     /// The report in fixed columns.
     #[must_use]
     pub fn text(&self) -> String {
-        self.text_with(&Known::all())
+        self.text_with(&Known::all(self.store))
     }
 
     /// The report as Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
-        self.markdown_with(&Known::all())
+        self.markdown_with(&Known::all(self.store))
     }
 
     fn text_with(&self, known: &Known) -> String {
@@ -324,7 +329,8 @@ impl SwarmReport {
         if !self.failures.is_empty() {
             let rows =
                 self.failures.iter().map(|SwarmFailure { scenario, seed, failure, what }| {
-                    let replay = format!("memcube-sim run {scenario} --seed {seed}");
+                    let store = self.store.option();
+                    let replay = format!("memcube-sim run {scenario} --seed {seed}{store}");
                     vec![replay, failure.to_string(), one_line(what)]
                 });
             let head = ["replay", "failure", "what"];
@@ -393,9 +399,10 @@ struct Known {
 }
 
 impl Known {
-    fn all() -> Self {
+    fn all(store: StoreKind) -> Self {
+        let faults = FaultClass::ALL.into_iter().filter(|class| class.strikes_on(store));
         Self {
-            faults: FaultClass::ALL.into_iter().map(FaultClass::as_str).collect(),
+            faults: faults.map(FaultClass::as_str).collect(),
             points: sometimes::POINTS.iter().map(|point| point.name).collect(),
         }
     }
@@ -470,6 +477,7 @@ mod tests {
     fn settings(recheck_per_mille: u32) -> SwarmSettings {
         SwarmSettings {
             scenarios: vec!["assistant".to_owned(), "tenants".to_owned()],
+            store: StoreKind::InMemory,
             first_seed: 5,
             until: Until::Seeds(3),
             jobs: 1,

@@ -4,6 +4,7 @@ pub mod cubes;
 pub mod hydrate;
 pub mod recall;
 pub mod recall_speed;
+pub mod vectors;
 mod words;
 
 use std::fmt;

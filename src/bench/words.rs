@@ -59,6 +59,11 @@ impl Words {
         range.start + (self.unit() * range.len() as f64) as usize
     }
 
+    /// A number below a bound.
+    pub(super) fn below(&self, bound: usize) -> usize {
+        self.within(0..bound)
+    }
+
     fn word(&self) -> &str {
         let drawn = self.unit() * self.cumulative.last().copied().unwrap_or_default();
         let rank = self.cumulative.partition_point(|sum| *sum <= drawn);

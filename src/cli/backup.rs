@@ -9,7 +9,7 @@ use memcube_actors::{
         Archive, BackupRequest, ObjectSink, PartSink, Progress, Selection, VerifyOutcome, back_up,
         verify,
     },
-    storage::SharedStore,
+    storage::{SharedStore, gate},
 };
 use memcube_schemas::{
     CubeId,
@@ -145,7 +145,9 @@ async fn open_existing(settings: &Settings) -> Result<SharedStore> {
             dir.display()
         );
     }
-    Ok(node::open_store(settings).await?)
+    let store = node::open_store(settings).await?;
+    gate::look(&*store).await?;
+    Ok(store)
 }
 
 /// Keeps what a server hands out.

@@ -4,7 +4,7 @@ mod ingest;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use self::ingest::IngestReport;
@@ -14,7 +14,10 @@ use crate::bench::{
     hydrate::{self, HydrateReport},
     recall::{self, RecallOptions, RecallReport},
     recall_speed::{self, SpeedReport},
+    vectors::{self, VectorsReport},
 };
+use crate::{environment, node::open_vectors, settings::VectorsKind};
+use memcube_actors::Error;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
@@ -22,6 +25,8 @@ pub(crate) enum BenchCommand {
     Recall(RecallArgs),
     /// Measure recall alone on synthetic memories; no model is needed.
     RecallSpeed(SpeedArgs),
+    /// Measure the vector tier beside the RAM of a cube, on synthetic memories; no model is needed.
+    Vectors(VectorsArgs),
     /// Import one file through HTTP, two messages at a time, and measure.
     Ingest(IngestArgs),
     /// Measure a store that holds many cubes: start, memory, adds, hydration.
@@ -80,6 +85,26 @@ pub(crate) struct IngestArgs {
     batch: usize,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  memcube bench vectors --rows 200000 --cubes 1000 --json")]
+pub(crate) struct VectorsArgs {
+    /// Memories in all cubes together.
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    rows: usize,
+    /// Cubes that hold them.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    cubes: usize,
+    /// Questions of each sort.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    queries: usize,
+    /// Measure tables in RAM instead of LanceDB's; a build without `lance` has no others.
+    #[arg(long)]
+    in_ram: bool,
+    /// Rows of one table from which on it gets an approximate index [default: from the settings].
+    #[arg(long, value_name = "N")]
+    approximate_rows_min: Option<usize>,
+}
+
 const CUBES_EXAMPLES: &str = "\
 The store lies in DIR and stays there. Registering and measuring are two runs, so that the memory
 of the second is that of a server that has just started.
@@ -127,6 +152,7 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Recall(args) => run_recall(options, args),
         BenchCommand::RecallSpeed(args) => run_speed(options, &args),
+        BenchCommand::Vectors(args) => run_vectors(options, &args),
         BenchCommand::Ingest(args) => run_ingest(options, &args),
         BenchCommand::Cubes(args) => run_cubes(options, &args),
         BenchCommand::Hydrate(args) => run_hydrate(options, &args),
@@ -173,6 +199,45 @@ fn run_speed(options: &Options, args: &SpeedArgs) -> Result<()> {
         reports.push(report);
     }
     if options.json { output::json(&reports) } else { Ok(()) }
+}
+
+fn run_vectors(options: &Options, args: &VectorsArgs) -> Result<()> {
+    let mut settings = options.settings()?;
+    if let Some(rows) = args.approximate_rows_min {
+        settings.vectors.approximate_rows_min = rows;
+    }
+    running::start_quiet_logging(&settings.log)?;
+    let in_ram = args.in_ram || cfg!(not(feature = "lance"));
+    settings.vectors.kind = if in_ram { VectorsKind::InRam } else { VectorsKind::Lance };
+    // Of its own, and gone afterwards.
+    let directory = std::env::temp_dir().join(format!("memcube-bench-{}", std::process::id()));
+    settings.vectors.url = directory.to_string_lossy().into_owned();
+    let report = running::runtime()?.block_on(async {
+        let index = open_vectors(&settings, &environment::system()).await?;
+        let index = index.ok_or_else(|| Error::internal("there is no vector tier to measure"))?;
+        let kind = settings.vectors.kind.as_str();
+        Box::pin(vectors::run(index, kind, args.rows, args.cubes, args.queries)).await
+    });
+    if !in_ram {
+        std::fs::remove_dir_all(&directory)
+            .with_context(|| format!("cannot remove `{}`", directory.display()))?;
+    }
+    let report = report?;
+    if options.json {
+        return output::json(&report);
+    }
+    let VectorsReport { kind, rows, cubes, build_seconds, .. } = &report;
+    output::line(format_args!(
+        "{rows} memories in {cubes} cubes, `{kind}` (built in {build_seconds:.1} s)\n\
+         one cube, tier:     {}  recall@10 {:.4}\n\
+         one cube, its RAM:  {}\n\
+         all cubes, tier:    {}  recall@10 {:.4}",
+        report.cube_ms,
+        report.cube_recall_at_10,
+        report.cube_in_ram_ms,
+        report.tenant_ms,
+        report.tenant_recall_at_10,
+    ))
 }
 
 fn run_ingest(options: &Options, args: &IngestArgs) -> Result<()> {

@@ -1,6 +1,6 @@
 //! A blocking client of `/v1`, for the commands.
 
-use std::{fmt, io, thread, time::Duration};
+use std::{fmt, io::Read, thread, time::Duration};
 
 use memcube_schemas::{
     NodeId,
@@ -27,6 +27,8 @@ const CONNECT_SECONDS_MAX: u64 = 10;
 const CALL_SECONDS_MAX: u64 = 600;
 /// Whether a server is there must be known at once.
 const HEALTH_SECONDS_MAX: u64 = 3;
+/// A stream gives a sign of life every 15 seconds.
+const SILENCE_SECONDS_MAX: u64 = 45;
 /// A page of 1,000 memories of 16 KB with their sources fits.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Characters of an answer that is no problem+json that an error shows.
@@ -223,7 +225,7 @@ impl Client {
     }
 
     /// Takes a backup. The answer is a stream, which takes as long as the backup does.
-    pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl io::Read + use<>> {
+    pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl Read + use<>> {
         let body = serde_json::to_vec(request)
             .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
         let mut config = Agent::config_builder()
@@ -263,7 +265,31 @@ impl Client {
         self.post("/v1/vectors/rebuild", &(), None)
     }
 
-    fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
+    /// Opens a stream of events. It ends with an error when nothing was heard for long, not even a
+    /// sign of life.
+    pub(crate) fn stream(&self, path: &str, cursor: Option<&str>) -> Result<impl Read + use<>> {
+        let mut request = Request::builder()
+            .uri(format!("{}{path}", self.address))
+            .header("authorization", &self.authorization)
+            .header("accept", "text/event-stream");
+        if let Some(cursor) = cursor {
+            request = request.header("last-event-id", cursor);
+        }
+        let request = request.body(()).map_err(|error| self.unreachable(error.to_string()))?;
+        let config = self.agent.configure_request(request).timeout_global(None);
+        let silence = Duration::from_secs(SILENCE_SECONDS_MAX);
+        let request = config.timeout_per_read(Some(silence)).build();
+        let failed = |error: ureq::Error| self.unreachable(error.to_string());
+        let mut response = self.agent.run(request).map_err(failed)?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(response.into_body().into_reader());
+        }
+        let answer = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        Err(self.refusal(status, &answer.map_err(failed)?))
+    }
+
+    pub(super) fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
         self.call(&Call::new(Method::GET, path))
     }
 
@@ -305,6 +331,7 @@ impl Client {
         Err(self.refusal(status, &answer))
     }
 
+    /// What an answer says that is no success.
     fn refusal(&self, status: u16, answer: &[u8]) -> ClientError {
         match serde_json::from_slice(answer) {
             Ok(problem) => ClientError::Problem(Box::new(problem)),
@@ -368,7 +395,7 @@ fn is_loopback(address: &str) -> bool {
 }
 
 /// A text as one segment of a path or one value of a query (RFC 3986, section 2.1).
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') {

@@ -21,7 +21,8 @@ impl Connection {
     }
 }
 
-/// Connects to the server that is named, or to the one that runs on the data directory; `None` where
+/// Connects to the server that is named, or to the one that runs on the data directory; `None`
+/// where
 /// there is none.
 pub(crate) fn find_server(options: &Options, args: &ServerArgs) -> Result<Option<Client>> {
     let settings = options.settings()?;

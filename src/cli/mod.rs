@@ -7,6 +7,7 @@ mod connect;
 mod cube;
 mod data_dir;
 mod doctor;
+mod events;
 mod export;
 mod import;
 mod memories;
@@ -62,6 +63,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
     Export(export::ExportArgs),
+    /// Tell what happened to cubes, one JSON object a line.
+    Events(events::EventsArgs),
     /// Keep cubes as objects in a directory or a bucket, while they are in use.
     Backup(backup::BackupArgs),
     /// Put cubes of a backup into a store, also into one of another kind.
@@ -109,6 +112,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Export(args) => export::run(&options, args)?,
         Command::Backup(args) => return backup::run(&options, args),
         Command::Restore(args) => return restore::run(&options, args),
+        Command::Events(args) => events::run(&options, args)?,
         Command::Cube(command) => cube::run(&options, command)?,
         Command::Nodes(server) => nodes::run(&options, &server)?,
         Command::Vectors(command) => vectors::run(&options, command)?,
@@ -149,6 +153,8 @@ mod tests {
             "memcube search --all-cubes --top-k 3 what is it",
             "memcube vectors show --json",
             "memcube vectors rebuild --server http://127.0.0.1:1",
+            "memcube events --cube a --cube b --after 0000000000000007ffffffff --follow",
+            "memcube events --from-start --follow",
             "memcube cube list --server http://127.0.0.1:1 --api-key k",
             "memcube cube delete me --yes",
             "memcube cube hand-over me --to node-2",
@@ -158,6 +164,7 @@ mod tests {
             "memcube bench recall --data in --out out.jsonl --threads 1",
             "memcube bench recall-speed --items 10 --items 20 --queries 5",
             "memcube bench ingest --data f.jsonl",
+            "memcube bench vectors --rows 1000 --cubes 10 --queries 5 --in-ram",
             "memcube sim",
             "memcube sim --help",
             "memcube sim run assistant --seed 17 --json --log",
@@ -183,6 +190,8 @@ mod tests {
             "memcube restore",
             "memcube restore --from x --as y",
             "memcube cube hand-over me",
+            "memcube events --after 7",
+            "memcube events --after 0000000000000007ffffffff --from-start",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

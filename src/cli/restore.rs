@@ -4,8 +4,9 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use memcube_actors::backup::{
-    Archive, CubeFailure, RestoreOutcome, RestoreRequest, Selection, restore,
+use memcube_actors::{
+    backup::{Archive, CubeFailure, RestoreOutcome, RestoreRequest, Selection, restore},
+    storage::gate,
 };
 use memcube_schemas::CubeId;
 use serde_json::json;
@@ -71,6 +72,7 @@ pub(crate) fn run(options: &Options, args: RestoreArgs) -> Result<ExitCode> {
         bar.set_prefix("restore");
         let report = |progress: memcube_actors::backup::Progress| bar.set_position(progress.cubes);
         let environment = environment::system();
+        gate::pass(&*store, &environment).await?;
         let outcome = restore(&store, &environment, &mut archive, request, &report).await;
         bar.finish_and_clear();
         anyhow::Ok(outcome?)

@@ -80,6 +80,7 @@ impl From<Error> for Failure {
             ErrorKind::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             ErrorKind::Fenced => (StatusCode::SERVICE_UNAVAILABLE, "fenced"),
             ErrorKind::Corrupt => (StatusCode::INTERNAL_SERVER_ERROR, "corrupt"),
+            ErrorKind::Gone => (StatusCode::GONE, "gone"),
             ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };
         if status.is_server_error() {

@@ -32,6 +32,8 @@ pub(crate) struct Gateway {
     pub(crate) metrics: PrometheusHandle,
     /// Places for backups that are handed out.
     pub(crate) backups: Arc<Semaphore>,
+    /// Turns true when the gateway stops: streams end then, so that their connections do.
+    pub(crate) stopping: watch::Receiver<bool>,
 }
 
 /// A gateway that answers.
@@ -72,7 +74,7 @@ pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -
     let address = listener.local_addr().map_err(taken)?;
     let backups = Arc::new(Semaphore::new(BACKUPS_RUNNING_MAX));
     let (stop, mut stopped) = watch::channel(false);
-    let app = router(Gateway { node, gate, metrics, backups });
+    let app = router(Gateway { node, gate, metrics, backups, stopping: stopped.clone() });
     let task = tokio::spawn(async move {
         let stopping = async move {
             // A sender that is gone means the same as one that says stop.
@@ -91,6 +93,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::search::routes())
         .merge(http::nodes::routes())
         .merge(http::vectors::routes())
+        .merge(http::events::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))
         .route("/openapi.json", get(openapi::serve))

@@ -8,11 +8,13 @@ use object_store::{ObjectStore, local::LocalFileSystem, parse_url_opts, path::Pa
 /// Beginnings of the environment variables that say how to reach an object store.
 const OPTION_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
-/// Opens the object store that an address names, and the place in it: a directory, or an address such
+/// Opens the object store that an address names, and the place in it: a directory, or an address
+/// such
 /// as `s3://bucket/folder`. Options are those of `object_store`, such as `aws_region`.
 ///
 /// # Errors
-/// `Invalid` when the address is none, names a store that does not outlive this process, or one that
+/// `Invalid` when the address is none, names a store that does not outlive this process, or one
+/// that
 /// this memcube was built without.
 pub fn open(
     url: &str,
@@ -40,11 +42,12 @@ pub fn open(
     if url.starts_with("memory:") {
         return Err(refuse(&"what is put there is gone with this process"));
     }
-    let (objects, prefix) = parse_url_opts(&parsed, options).map_err(|error| match &error {
-        object_store::Error::Generic { .. } if !cfg!(feature = "s3") && is_remote(url) => {
-            refuse(&"this memcube was built without the feature `s3`")
+    let (objects, prefix) = parse_url_opts(&parsed, options).map_err(|error| {
+        let is_generic = matches!(error, object_store::Error::Generic { .. });
+        if is_generic && !cfg!(feature = "s3") && is_remote(url) {
+            return refuse(&"this memcube was built without the feature `s3`");
         }
-        error => refuse(error),
+        refuse(&error)
     })?;
     Ok((objects.into(), prefix))
 }

@@ -1,4 +1,5 @@
-//! Backup and restore: of a running server, of a directory, between kinds of stores, and with kills.
+//! Backup and restore: of a running server, of a directory, between kinds of stores, and with
+//! kills.
 
 use std::{
     path::Path,
@@ -335,7 +336,7 @@ fn in_ram() -> SharedStore {
     Arc::new(InMemoryStore::new())
 }
 
-fn embedded(directory: &Path) -> SharedStore {
+pub(crate) fn embedded(directory: &Path) -> SharedStore {
     Arc::new(EmbeddedStore::open(&directory.join("state")).expect("opened"))
 }
 

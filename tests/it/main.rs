@@ -15,3 +15,5 @@ mod process;
 mod s3;
 mod support;
 mod tidy;
+#[cfg(feature = "lance")]
+mod vectors;

@@ -1,4 +1,5 @@
-//! A backup that is read: its manifest, and its parts, each checked before anything in it is believed.
+//! A backup that is read: its manifest, and its parts, each checked before anything in it is
+//! believed.
 
 use std::sync::Arc;
 

@@ -138,7 +138,8 @@ impl Scan<'_, '_> {
         Ok(news)
     }
 
-    /// Writes down what a round has read of these items. Returns whether that was all of them at the
+    /// Writes down what a round has read of these items. Returns whether that was all of them at
+    /// the
     /// version of the round.
     async fn read_again(
         &mut self,
@@ -165,7 +166,8 @@ impl Scan<'_, '_> {
         Ok(is_whole)
     }
 
-    /// Vectors may be filled in without a record, by a commit that writes the manifest all the same.
+    /// Vectors may be filled in without a record, by a commit that writes the manifest all the
+    /// same.
     /// Returns whether those that were read still are the ones that there are.
     async fn check_vectors(&mut self, row: &Entry, news: &News) -> Result<bool> {
         let manifest: CubeManifest = decode(&row.value)?;

@@ -1,32 +1,43 @@
 //! Backups: cubes out of one store, into objects, and back into any store.
 //!
-//! A backup does not stop writers. Each cube in it is exactly what the cube was at one version, which
+//! A backup does not stop writers. Each cube in it is exactly what the cube was at one version,
+//! which
 //! is that of its manifest; the whole lies between two versions of the store, which are recorded.
 //!
 //! **How a cube is read.** A small cube is read in one call, so at one version. A larger one is
 //! scanned in pages, each at a version of its own, and then caught up with from the event feed, in
-//! which every commit of a cube leaves a record of the items that it changed. Let `v0` be the version
-//! of the first read. Each further round is *one* read, at a version `v`, of the records after those
+//! which every commit of a cube leaves a record of the items that it changed. Let `v0` be the
+//! version
+//! of the first read. Each further round is *one* read, at a version `v`, of the records after
+//! those
 //! seen so far, of the rows of items that are still to be read again, of the requests and of the
 //! manifest. A record that names an item which the same read has not read is taken up for the next
 //! round. The scan is over when a round finds no such record.
 //!
-//! **Why that is exact.** Take any row of an item, and the version `v` of the last round. If no record
-//! after `v0` names the item, no commit after `v0` changed the row, and it was read at or after `v0`:
+//! **Why that is exact.** Take any row of an item, and the version `v` of the last round. If no
+//! record
+//! after `v0` names the item, no commit after `v0` changed the row, and it was read at or after
+//! `v0`:
 //! it is as it is at `v`. Otherwise let `r` be the last commit up to `v` that names the item. Its
-//! record was seen by some round, and the item was read in that round or after it, so at or after `r`;
-//! no commit between `r` and `v` changed it: it is as it is at `v`. Requests and the manifest are read
+//! record was seen by some round, and the item was read in that round or after it, so at or after
+//! `r`;
+//! no commit between `r` and `v` changed it: it is as it is at `v`. Requests and the manifest are
+//! read
 //! at `v` itself. So all rows are those of version `v`, at which the cube has the version of its
 //! manifest. A record of the cube's end or of a new beginning, and a feed that was cut off beyond
 //! what was seen, begin the scan anew.
 //!
 //! Vectors are derived, and filled in without a record when a cube is hydrated under another model.
-//! A vector that belongs to another text is never in a backup (texts change with a record); one that
+//! A vector that belongs to another text is never in a backup (texts change with a record); one
+//! that
 //! is missing is computed when the restored cube is hydrated.
 //!
-//! **How a cube is put back.** `restore` claims it as a hydrating node does, writes its rows in many
-//! commits on the condition that the claim stands and that there is no manifest, and the manifest in
-//! the last one. A mark (`keys::restoring`) keeps others from making a cube on top of half the rows.
+//! **How a cube is put back.** `restore` claims it as a hydrating node does, writes its rows in
+//! many
+//! commits on the condition that the claim stands and that there is no manifest, and the manifest
+//! in
+//! the last one. A mark (`keys::restoring`) keeps others from making a cube on top of half the
+//! rows.
 //! So a crash leaves nothing visible, and the next restore begins again.
 //!
 //! Not in a backup: who owns a cube, the feed, cursors, snapshots and other blobs, heartbeats.

@@ -1,6 +1,7 @@
 //! Parts on their way out: rows are gathered until a part is full, then it is handed to a sink.
 //!
-//! Invariant: no more than one part of rows is gathered at a time, and the parts are numbered in the
+//! Invariant: no more than one part of rows is gathered at a time, and the parts are numbered in
+//! the
 //! order in which they are full.
 
 use std::sync::Arc;

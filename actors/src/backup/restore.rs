@@ -66,8 +66,10 @@ impl RestoreOutcome {
 /// Puts cubes of a backup into a store.
 ///
 /// # Errors
-/// `NotFound` when the backup does not hold a cube that was asked for, `Invalid` when another id was
-/// given for several cubes, `Unavailable` when the store or the backup cannot be reached. A cube that
+/// `NotFound` when the backup does not hold a cube that was asked for, `Invalid` when another id
+/// was
+/// given for several cubes, `Unavailable` when the store or the backup cannot be reached. A cube
+/// that
 /// cannot be restored, or is there already, is no error: the outcome names it.
 pub async fn restore(
     store: &SharedStore,

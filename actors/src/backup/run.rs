@@ -46,10 +46,12 @@ impl BackupRequest {
     }
 }
 
-/// Backs up cubes, without stopping those who write them. Returns the manifest: the backup is there.
+/// Backs up cubes, without stopping those who write them. Returns the manifest: the backup is
+/// there.
 ///
 /// # Errors
-/// `NotFound` when a cube that was asked for is not there, `Conflict` when there is a backup at that
+/// `NotFound` when a cube that was asked for is not there, `Conflict` when there is a backup at
+/// that
 /// place already, `Unavailable` when the store or the place cannot be reached. Cubes that cannot be
 /// read are no error: the manifest names them.
 pub async fn back_up(
@@ -241,6 +243,7 @@ impl Backup<'_> {
                     | ErrorKind::Conflict
                     | ErrorKind::Unavailable
                     | ErrorKind::Fenced
+                    | ErrorKind::Gone
                     | ErrorKind::Internal => return Err(error),
                 },
             }

@@ -1,4 +1,5 @@
-//! Reads a whole backup without restoring it: every part, every row, and whether each cube has as many
+//! Reads a whole backup without restoring it: every part, every row, and whether each cube has as
+//! many
 //! items as its manifest says.
 
 use std::collections::BTreeSet;

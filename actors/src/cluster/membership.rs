@@ -242,7 +242,13 @@ impl Watching {
         key: &[u8],
     ) -> std::result::Result<Option<Version>, StoreError> {
         let output = self.store.read(vec![RangeRead::key(key.to_vec())]).await?;
-        let Some(entry) = output.pages.into_iter().next().and_then(first) else { return Ok(None) };
+        let Some(entry) = output.pages.into_iter().next().and_then(first) else {
+            if self.is_registered {
+                // Only rows of the dead are removed, after a day: this life has ended long ago.
+                self.begin_another_life();
+            }
+            return Ok(None);
+        };
         let Ok(found) = decode::<NodeRecord>(&entry.value) else { return Ok(Some(entry.version)) };
         if found.incarnation == self.record.incarnation {
             self.is_registered = true;

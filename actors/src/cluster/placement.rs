@@ -27,6 +27,13 @@ impl View {
         Self { me, incarnation, others: BTreeMap::new(), is_serving: true }
     }
 
+    /// Whether some work that any node could do is this node's, as far as it knows: the node with
+    /// the highest score for the work's name does it. Nodes whose views differ may both think so.
+    #[must_use]
+    pub fn keeps(&self, work: &str) -> bool {
+        self.is_serving && *best(self, &[work]) == self.me
+    }
+
     /// The present life of a node, if it is alive.
     #[must_use]
     pub fn life_of(&self, node: &NodeId) -> Option<Incarnation> {
@@ -65,18 +72,22 @@ pub(crate) fn place(
 }
 
 fn preferred<'a>(view: &'a View, key: &CubeKey) -> &'a NodeId {
+    best(view, &[key.tenant.as_str(), key.cube.as_str()])
+}
+
+fn best<'a>(view: &'a View, name: &[&str]) -> &'a NodeId {
     let nodes = view.others.keys().chain([&view.me]);
     nodes
-        .max_by_key(|node| (score(node, key), *node))
+        .max_by_key(|node| (score(node, name), *node))
         .expect("invariant: a view holds the node that looks")
 }
 
-/// FNV-1a over node, tenant and cube, stirred, because FNV's high bits depend little on its last
-/// bytes.
-fn score(node: &NodeId, key: &CubeKey) -> u64 {
-    let parts = [node.as_str(), key.tenant.as_str(), key.cube.as_str()];
+/// FNV-1a over the node and the parts of a name, stirred, because FNV's high bits depend little on
+/// its last bytes.
+fn score(node: &NodeId, name: &[&str]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
+    let parts = [node.as_str()].into_iter().chain(name.iter().copied());
+    for byte in parts.flat_map(|part| part.bytes().chain([0])) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! Cuts what is too large for one commit into parts, each of which is a commit of its own: the store
+//! Cuts what is too large for one commit into parts, each of which is a commit of its own: the
+//! store
 //! may take no more than some megabytes at a time (FoundationDB's limit is 10 MB).
 
 use memcube_schemas::{

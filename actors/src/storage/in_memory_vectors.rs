@@ -45,6 +45,12 @@ impl InMemoryVectorIndex {
         Self { environment, rows_max, tables: Arc::default() }
     }
 
+    /// The same tables for another life of their node.
+    #[must_use]
+    pub fn in_environment(&self, environment: Environment) -> Self {
+        Self { environment, ..self.clone() }
+    }
+
     /// A copy that shares nothing: what a reader with a stale view would see.
     #[must_use]
     pub fn snapshot(&self) -> Self {

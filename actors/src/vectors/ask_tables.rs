@@ -161,7 +161,7 @@ impl Asking<'_> {
         let output = self.cubes.store().read(unread.iter().flat_map(ranges).collect()).await?;
         let mut further = BTreeMap::new();
         for ((shard, after), pages) in unread.into_iter().zip(output.pages.chunks(2)) {
-            match tail::page(after, pages)? {
+            match tail::page(after, output.version, pages)? {
                 Tail::Read { changed, upto, more } => {
                     tails.changed.entry(shard).or_default().extend(changed);
                     if more {

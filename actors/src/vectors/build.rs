@@ -73,7 +73,6 @@ impl Build {
         } else {
             let rows = std::mem::take(&mut self.rows);
             deriving.apply(&self.table, rows, Some(begun_at)).await?;
-            deriving.advance_cursor(&self.table, begun_at).await?;
             metrics::counter!(names::VECTOR_BUILDS_TOTAL).increment(1);
             return Ok(true);
         }

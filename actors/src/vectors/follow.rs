@@ -1,12 +1,14 @@
 //! Brings a table up to date with its feed, one page after the other.
+//!
+//! The table's own watermark is the cursor: it is written with the rows that it stands for. The
+//! store
+//! holds none, so that a tier that was switched off holds no feed back; a table that finds records
+//! trimmed which it has not seen is built from the rows.
 
 use std::time::Duration;
 
 use memcube_schemas::{
     Stamp, TenantId,
-    codec::encode,
-    feed::FeedMark,
-    keys,
     limits::{INDEX_BATCH_ROWS, INDEX_PAGE_RECORDS},
 };
 
@@ -15,13 +17,12 @@ use super::{
     tail::{self, Changed, Tail},
 };
 use crate::{
-    cube::commit,
     embedder::EmbedderHandle,
     environment::Environment,
-    error::{Error, Result},
+    error::Result,
     metrics as names,
     storage::{
-        Mutation, SharedStore, SharedVectorIndex,
+        SharedStore, SharedVectorIndex,
         vector_index::{RowChange, TableId, VectorIndexError},
     },
 };
@@ -33,7 +34,6 @@ pub(crate) struct Deriving {
     pub(crate) environment: Environment,
     pub(crate) embedder: Option<EmbedderHandle>,
     pub(crate) index: SharedVectorIndex,
-    pub(crate) consumer: String,
 }
 
 /// How a table stands after a step.
@@ -73,9 +73,7 @@ impl Deriving {
         };
         if changed.records > 0 {
             self.take_in(table, changed, upto).await?;
-            // A crash here leaves the cursor behind the table, which costs nothing but room.
             self.environment.reach("vectors.applied", tenant.as_str());
-            self.advance_cursor(table, upto).await?;
         }
         Ok(if more { Followed::More } else { Followed::UpToDate })
     }
@@ -110,15 +108,5 @@ impl Deriving {
         metrics::histogram!(names::VECTOR_APPLY_SECONDS).record(took.as_secs_f64());
         metrics::counter!(names::VECTOR_ROWS_APPLIED_TOTAL).increment(rows);
         Ok(())
-    }
-
-    /// Says in the store how far the table is, so that what it has not seen is not cut off.
-    pub(crate) async fn advance_cursor(&self, table: &TableId, stamp: Stamp) -> Result<()> {
-        let key = keys::feed_cursor(&table.tenant, table.shard, &self.consumer);
-        let set = Mutation::Set { key, value: encode(&FeedMark { stamp }) };
-        commit(&self.store, &self.environment, Vec::new(), vec![set])
-            .await
-            .map(drop)
-            .map_err(Error::from)
     }
 }

@@ -34,10 +34,8 @@ pub struct VectorParts {
 }
 
 /// How the vector tier works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VectorSettings {
-    /// The name under which the feed's cursors are kept; two indexes need two names.
-    pub consumer: String,
     /// Milliseconds for which changes are gathered before they are applied together.
     pub apply_after_ms: u64,
     /// Milliseconds after which a table that changed is tidied up.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use memcube_schemas::{
-    CubeId, MemoryId, Stamp, TenantId,
+    CubeId, MemoryId, Stamp, TenantId, Version,
     codec::decode,
     feed::{FeedChange, FeedMark, FeedRecord},
     keys,
@@ -31,7 +31,7 @@ pub(crate) enum Tail {
     /// Everything from the place asked about up to another.
     Read {
         changed: Changed,
-        /// The last record that was read, or the place asked about.
+        /// The last record that was read; where none is left, the end of the version that was read.
         upto: Stamp,
         /// Whether there are further ones.
         more: bool,
@@ -52,8 +52,8 @@ pub(crate) fn ranges(
     [RangeRead::key(keys::feed_floor(tenant, shard)), RangeRead::page(range, records)]
 }
 
-/// Understands what [`ranges`] read.
-pub(crate) fn page(after: Stamp, pages: &[RangePage]) -> Result<Tail> {
+/// Understands what [`ranges`] read at a version.
+pub(crate) fn page(after: Stamp, version: Version, pages: &[RangePage]) -> Result<Tail> {
     let [floor, records] = pages else {
         return Ok(Tail::Read { changed: Changed::default(), upto: after, more: false });
     };
@@ -72,6 +72,9 @@ pub(crate) fn page(after: Stamp, pages: &[RangePage]) -> Result<Tail> {
         changed.add(record);
         upto = keys::feed_stamp(&entry.key).unwrap_or(upto);
     }
+    if !records.more {
+        upto = upto.max(Stamp::end_of(version));
+    }
     Ok(Tail::Read { changed, upto, more: records.more })
 }
 
@@ -84,7 +87,7 @@ pub(crate) async fn read(
     records: usize,
 ) -> Result<Tail> {
     let output = store.read(ranges(tenant, shard, after, records).into()).await?;
-    page(after, &output.pages)
+    page(after, output.version, &output.pages)
 }
 
 impl Changed {

@@ -65,11 +65,7 @@ impl Making {
         let Self { store, environment, index, dimensions } = self;
         let model = Arc::new(ScriptedEmbedder::new(dimensions));
         let embedder = EmbedderHandle::spawn(model, environment.clone()).await.expect("started");
-        let settings = VectorSettings {
-            consumer: "vectors".to_owned(),
-            apply_after_ms: 1_000,
-            optimize_after_ms: 60_000,
-        };
+        let settings = VectorSettings { apply_after_ms: 1_000, optimize_after_ms: 60_000 };
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),

@@ -40,9 +40,7 @@ impl VectorTier {
     ) -> Result<Self> {
         let VectorParts { index, settings } = parts;
         let model = embedder.as_ref().map(|embedder| embedder.model().clone());
-        let consumer = settings.consumer.clone();
-        let deriving =
-            Deriving { store, environment, embedder, index: Arc::clone(&index), consumer };
+        let deriving = Deriving { store, environment, embedder, index: Arc::clone(&index) };
         let indexer = Indexer::start(deriving, settings).await?;
         Ok(Self { index, indexer, model })
     }

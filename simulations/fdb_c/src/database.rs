@@ -26,6 +26,9 @@ pub(crate) struct Database {
     pub(crate) watches: u64,
     /// Why no transaction of this handle can do anything.
     pub(crate) broken: Option<Code>,
+    /// Transactions that are not destroyed: they may be used after their handle was closed.
+    pub(crate) transactions: u64,
+    pub(crate) is_closed: bool,
 }
 
 /// What a cluster file says.
@@ -118,6 +121,26 @@ impl World {
     }
 
     pub(crate) fn close_database(&mut self, id: u64) {
+        if let Some(database) = self.databases.get_mut(&id) {
+            database.is_closed = true;
+        }
+        self.drop_database(id);
+    }
+
+    /// Forgets a transaction of a handle.
+    pub(crate) fn leave_database(&mut self, id: u64) {
+        if let Some(database) = self.databases.get_mut(&id) {
+            database.transactions = database.transactions.saturating_sub(1);
+        }
+        self.drop_database(id);
+    }
+
+    /// Drops a handle that nobody can use any more.
+    fn drop_database(&mut self, id: u64) {
+        let is_over = |one: &Database| one.is_closed && one.transactions == 0;
+        if !self.databases.get(&id).is_some_and(is_over) {
+            return;
+        }
         let Some(database) = self.databases.remove(&id) else { return };
         // What was on its way when its process ended arrives or does not.
         for event in database.parked {
@@ -152,7 +175,8 @@ impl World {
 
     pub(crate) fn new_transaction(&mut self, database: u64) -> Result<u64, Code> {
         let id = self.new_id();
-        let handle = self.databases.get(&database).ok_or(CLIENT_INVALID_OPERATION)?;
+        let handle = self.databases.get_mut(&database).ok_or(CLIENT_INVALID_OPERATION)?;
+        handle.transactions += 1;
         let options = handle.options.transactions.clone();
         let backoff_us = self.config.backoff_us_first;
         let transaction = Transaction::new(database, options, self.now_us, backoff_us);

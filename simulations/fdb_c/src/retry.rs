@@ -84,7 +84,9 @@ impl World {
 
     pub(crate) fn destroy(&mut self, id: u64) {
         self.fail_pending(id, TRANSACTION_CANCELLED);
-        self.transactions.remove(&id);
+        if let Some(transaction) = self.transactions.remove(&id) {
+            self.leave_database(transaction.database);
+        }
     }
 
     pub(crate) fn reset(&mut self, id: u64) {

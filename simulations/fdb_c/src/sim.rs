@@ -151,7 +151,7 @@ pub fn injected() -> Vec<(&'static str, u64)> {
 /// The open handles, in the order in which they were opened.
 pub fn handles() -> Vec<Handle> {
     with(|world| {
-        let handles = world.databases.iter();
+        let handles = world.databases.iter().filter(|(_, one)| !one.is_closed);
         let handle = |(id, one): (&u64, &crate::database::Database)| Handle {
             id: *id,
             store: one.store.clone(),
@@ -177,6 +177,14 @@ pub fn recover(store: &str) {
 /// Every commit of a store, in order.
 pub fn applied(store: &str) -> Vec<Applied> {
     with(|world| world.stores.get(store).map(|one| one.applied.clone()).unwrap_or_default())
+}
+
+/// The commits of a store from the one with this number on, in order.
+pub fn applied_from(store: &str, number: usize) -> Vec<Applied> {
+    with(|world| {
+        let applied = world.stores.get(store).map_or(&[][..], |one| &one.applied);
+        applied.get(number..).unwrap_or_default().to_vec()
+    })
 }
 
 /// The rows of a store, system keys left out.

@@ -200,7 +200,8 @@ impl Scene {
             apply(&mut self.evidence.rows, version, position, mutation);
         }
         let (token, at_ms) = (CommitToken(u128::from(version.0)), self.order * 10);
-        let record = CommitRecord { version, at_ms, node, incarnation, token, checks, mutations };
+        let record =
+            CommitRecord { version, place: 0, at_ms, node, incarnation, token, checks, mutations };
         self.evidence.commits.push(record);
         version
     }

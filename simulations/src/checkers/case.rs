@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use memcube_actors::storage::{Check, Mutation, counter_after_add, versionstamped_key};
+use memcube_actors::storage::{Check, Mutation, counter_after_add};
 use memcube_schemas::{
     CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
     codec::{DecodeError, decode},
@@ -234,18 +234,19 @@ impl<'a> Replay<'a> {
     fn commit(&mut self, record: &'a CommitRecord) -> ReadCommit<'a> {
         let mut effects = Vec::new();
         for (position, mutation) in record.mutations.iter().enumerate() {
-            self.mutate(record.version, position, mutation, &mut effects);
+            self.mutate(record, position, mutation, &mut effects);
         }
         ReadCommit { record, effects }
     }
 
     fn mutate(
         &mut self,
-        version: Version,
+        commit: &CommitRecord,
         position: usize,
         mutation: &'a Mutation,
         effects: &mut Vec<Effect>,
     ) {
+        let version = commit.version;
         match mutation {
             Mutation::Set { key, value } => {
                 self.rows.insert(Cow::Borrowed(key), (version, Cow::Borrowed(value)));
@@ -265,7 +266,7 @@ impl<'a> Replay<'a> {
                 self.rows.insert(Cow::Borrowed(key), (version, Cow::Owned(after)));
             }
             Mutation::SetVersionstamped { prefix, value } => {
-                let key = versionstamped_key(prefix, version, position);
+                let key = commit.stamped_key(prefix, position);
                 self.rows.insert(Cow::Owned(key), (version, Cow::Borrowed(value)));
                 let Some((tenant, _)) = feed_prefix(prefix) else {
                     let what = format!("commit {version}: a stamped key outside of any feed");

@@ -1,8 +1,10 @@
 //! The event feed tells the truth and the whole truth: of every cube one record a commit, without a
 //! gap or a repeat, each saying what its commit did.
 //!
-//! A cube begins with *made* at version 0, or with *restored* at the version of a backup, and goes on
-//! by ones until *erased*; then it may begin again. It takes the commits for the truth: a commit that should not have happened is told of as
+//! A cube begins with *made* at version 0, or with *restored* at the version of a backup, and goes
+//! on
+//! by ones until *erased*; then it may begin again. It takes the commits for the truth: a commit
+//! that should not have happened is told of as
 //! well as any other.
 
 use std::collections::BTreeMap;

@@ -16,9 +16,11 @@ mod findings;
 mod isolation;
 mod linearizability;
 mod liveness;
+mod once;
 mod queues;
 mod read_your_writes;
 mod reference;
+mod tenant_search;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -27,17 +29,19 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 10] = [
+pub(crate) const NAMES: [&str; 12] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
     read_your_writes::NAME,
     isolation::NAME,
+    tenant_search::NAME,
     agreement::NAME,
     event_log::NAME,
     blobs::NAME,
     liveness::NAME,
     queues::NAME,
+    once::NAME,
 ];
 
 /// What all checkers say about a run.
@@ -66,11 +70,13 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(found);
     violations.extend(read_your_writes::check(&case));
     violations.extend(isolation::check(&case));
+    violations.extend(tenant_search::check(&case));
     violations.extend(agreement::check(&case));
     violations.extend(event_log::check(&case));
     violations.extend(blobs::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
+    violations.extend(once::check(&case));
     debug_assert!(violations.iter().all(|found| NAMES.contains(&found.checker.as_str())));
     Judgement { violations, undecided }
 }

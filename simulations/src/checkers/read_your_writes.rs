@@ -79,7 +79,8 @@ fn excuses(operations: &[&Operation]) -> BTreeMap<MemoryId, Excuse> {
             | Call::Add { .. }
             | Call::Get { .. }
             | Call::List
-            | Call::Search { .. } => {}
+            | Call::Search { .. }
+            | Call::SearchTenant { .. } => {}
         }
     }
     excuses
@@ -209,6 +210,7 @@ fn version_of(outcome: &Outcome) -> Option<Version> {
         | Outcome::Listed { version, .. }
         | Outcome::Found { version, .. } => Some(*version),
         Outcome::Pending
+        | Outcome::FoundAcross { .. }
         | Outcome::Item(_)
         | Outcome::Missing
         | Outcome::OtherRevision

@@ -96,6 +96,9 @@ impl<'a> ReferenceCube<'a> {
                 self.learn_update(operation.id, *id, update, &operation.outcome);
             }
             Call::Delete { id, purge } => self.learn_delete(*id, *purge, &operation.outcome),
+            // A search over the tenant shows other cubes' items: the checker `tenant-search`
+            // judges.
+            Call::SearchTenant { .. } => {}
             Call::Get { .. } | Call::List | Call::Search { .. } => {
                 for seen in shown(&operation.outcome) {
                     self.see(operation.id, seen);
@@ -167,6 +170,7 @@ pub(super) fn shown(outcome: &Outcome) -> &[Seen] {
         Outcome::Listed { items, .. } => items,
         Outcome::Found { hits, .. } => hits,
         Outcome::Pending
+        | Outcome::FoundAcross { .. }
         | Outcome::Added { .. }
         | Outcome::Missing
         | Outcome::OtherRevision

@@ -12,10 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, value_parser};
-use memcube_simulations::{dice::hash, regressions::parse_seed, workloads};
+use memcube_simulations::{dice::hash, plan::StoreKind, regressions::parse_seed, workloads};
 
 use super::{
-    options::{scenario, seed_or_default},
+    options::{scenario, seed_or_default, store},
     output::{self, line},
     verdict::{NOT_LIVE, PASSED, VIOLATED},
 };
@@ -34,6 +34,9 @@ pub(crate) struct MetaArgs {
     /// First seed [default: `MEMCUBE_SIM_SEED`, or 1].
     #[arg(long, value_name = "A", value_parser = parse_seed)]
     from: Option<u64>,
+    /// State store that the nodes share: `in-memory` or `foundationdb`.
+    #[arg(long, value_name = "STORE", value_parser = store, default_value = "in-memory")]
+    store: StoreKind,
     /// Runs of each seed.
     #[arg(
         long,
@@ -62,7 +65,7 @@ fn check(scenario: &str, first: u64, args: &MetaArgs) -> Result<usize> {
     let mut complaints = 0;
     let mut seeds: BTreeMap<u64, u64> = BTreeMap::new();
     for seed in (first..=u64::MAX).take(usize::try_from(args.seeds).unwrap_or(usize::MAX)) {
-        let traces = traces(scenario, seed, args.runs)?;
+        let traces = traces((scenario, args.store), seed, args.runs)?;
         for (at, other) in traces.iter().enumerate().skip(1) {
             if let Some(difference) = difference(&traces[0], other) {
                 complaints += 1;
@@ -82,12 +85,12 @@ fn check(scenario: &str, first: u64, args: &MetaArgs) -> Result<usize> {
 }
 
 /// The traces of several runs of one seed, which run side by side.
-fn traces(scenario: &str, seed: u64, runs: u16) -> Result<Vec<String>> {
+fn traces(world: (&str, StoreKind), seed: u64, runs: u16) -> Result<Vec<String>> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder for traces")?;
     let path = |run: u16| folder.path().join(run.to_string());
     let mut children = Vec::new();
     for run in 0..runs {
-        children.push(start(scenario, seed, run, &path(run))?);
+        children.push(start(world, seed, run, &path(run))?);
     }
     let mut traces = Vec::new();
     for (run, child) in (0..runs).zip(children) {
@@ -97,7 +100,8 @@ fn traces(scenario: &str, seed: u64, runs: u16) -> Result<Vec<String>> {
         if ![PASSED, NOT_LIVE, VIOLATED].map(i32::from).contains(&code) {
             let told = [output.stdout, output.stderr].concat();
             let told = output::one_line(&String::from_utf8_lossy(&told));
-            bail!("`memcube-sim run {scenario} --seed {seed}` left no trace: {told}");
+            let (scenario, store) = (world.0, world.1.option());
+            bail!("`memcube-sim run {scenario} --seed {seed}{store}` left no trace: {told}");
         }
         let trace = fs::read_to_string(path(run));
         traces.push(trace.with_context(|| format!("cannot read the trace of seed {seed}"))?);
@@ -105,10 +109,11 @@ fn traces(scenario: &str, seed: u64, runs: u16) -> Result<Vec<String>> {
     Ok(traces)
 }
 
-fn start(scenario: &str, seed: u64, run: u16, trace: &Path) -> Result<Child> {
+fn start((scenario, store): (&str, StoreKind), seed: u64, run: u16, trace: &Path) -> Result<Child> {
     let program = env::current_exe().context("cannot find this program itself")?;
     let mut command = Command::new(program);
     command.args(["run", scenario, "--seed", &seed.to_string(), "--json", "--trace"]).arg(trace);
+    command.args(["--store", store.as_str()]);
     command.env(PADDING_VARIABLE, "x".repeat(usize::from(run) * 100));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("cannot start a run")

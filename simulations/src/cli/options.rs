@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use memcube_actors::defects::Defect;
 use memcube_simulations::{
-    plan::Plan,
+    plan::{Plan, StoreKind},
     planted,
     regressions::{parse_seed, read_plan},
     workloads,
@@ -47,6 +47,9 @@ pub(crate) struct PlanOptions {
     /// Seed of the run [default: `MEMCUBE_SIM_SEED`, or 1].
     #[arg(long, value_name = "N", value_parser = parse_seed, conflicts_with = "plan")]
     seed: Option<u64>,
+    /// State store that the nodes share: `in-memory` or `foundationdb` [default: in-memory].
+    #[arg(long, value_name = "STORE", value_parser = store, conflicts_with = "plan")]
+    store: Option<StoreKind>,
     /// Run the plan in this file, such as `plan` prints and `shrink` writes.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
@@ -70,8 +73,9 @@ impl PlanOptions {
             }
             (None, Some(scenario)) => {
                 let seed = seed_or_default(self.seed)?;
-                let plan = workloads::plan(scenario, seed).map_err(bad_input)?;
-                (plan, format!("{scenario} --seed {seed}"))
+                let store = self.store.unwrap_or_default();
+                let plan = workloads::plan(scenario, seed, store).map_err(bad_input)?;
+                (plan, format!("{scenario} --seed {seed}{}", store.option()))
             }
             (None, None) => return Err(bad_input(anyhow!("give a scenario or `--plan FILE`"))),
         };
@@ -106,6 +110,18 @@ pub(crate) fn scenario(text: &str) -> Result<String> {
         bail!("there is no scenario `{text}`, but {}", names.join(", "));
     }
     Ok(text.to_owned())
+}
+
+/// Understands the name of a kind of state store.
+pub(crate) fn store(text: &str) -> Result<StoreKind> {
+    let store = StoreKind::named(text).with_context(|| {
+        let names = StoreKind::ALL.map(StoreKind::as_str);
+        format!("there is no state store `{text}`, but {}", names.join(", "))
+    })?;
+    if !store.is_built() {
+        bail!("`memcube-sim` was built without the feature `fdb`; build it with `--features fdb`");
+    }
+    Ok(store)
 }
 
 /// Understands the name of a planted bug.

@@ -5,13 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Result;
 use clap::{Args, value_parser};
 use memcube_simulations::{
+    plan::StoreKind,
     regressions::parse_seed,
     swarm::{self, RECHECK_PER_MILLE, SwarmReport, SwarmSettings, Until},
     workloads,
 };
 
 use super::{
-    options::{jobs_or_default, scenario, seed_or_default},
+    options::{jobs_or_default, scenario, seed_or_default, store},
     output,
     verdict::{VIOLATED, exit_code_of_all},
 };
@@ -35,6 +36,9 @@ pub(crate) struct SwarmArgs {
     /// Run this scenario; may be repeated [default: all].
     #[arg(long = "scenario", value_name = "SCENARIO", value_parser = scenario)]
     scenarios: Vec<String>,
+    /// State store that the nodes share: `in-memory` or `foundationdb`.
+    #[arg(long, value_name = "STORE", value_parser = store, default_value = "in-memory")]
+    store: StoreKind,
     /// Runs at the same time [default: one a CPU].
     #[arg(long, value_name = "J", value_parser = value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
@@ -53,6 +57,7 @@ pub(crate) fn run(args: SwarmArgs) -> Result<u8> {
     }
     let settings = SwarmSettings {
         scenarios,
+        store: args.store,
         first_seed: seed_or_default(args.from)?,
         until: args
             .seeds

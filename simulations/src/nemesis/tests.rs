@@ -96,8 +96,9 @@ fn what_is_allowed_does_not_change_the_rest() {
 
 #[test]
 fn intensities_are_a_swarm_within_their_bounds() {
-    let plans: Vec<_> = (0..400).map(|seed| draw_faults(Dice::new(seed))).collect();
-    assert_eq!(plans[3], draw_faults(Dice::new(3)));
+    let plans: Vec<_> =
+        (0..400).map(|seed| draw_faults(Dice::new(seed), StoreKind::InMemory)).collect();
+    assert_eq!(plans[3], draw_faults(Dice::new(3), StoreKind::InMemory));
     for class in FaultClass::ALL {
         let drawn: Vec<u32> = plans.iter().filter_map(|plan| plan.get(&class).copied()).collect();
         assert!((140..=260).contains(&drawn.len()), "{class:?}: {}", drawn.len());

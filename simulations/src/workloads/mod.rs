@@ -4,6 +4,7 @@
 mod assistant;
 mod crash_storm;
 mod hand_over;
+mod tenant_search;
 mod tenants;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::{
     dice::Dice,
     nemesis,
-    plan::{Action, Plan, Step},
+    plan::{Action, Plan, Step, StoreKind},
 };
 
 /// One entry of the catalogue.
@@ -46,13 +47,18 @@ pub const CATALOGUE: &[Workload] = &[
         about: "nodes crash and stall again and again",
         draw: crash_storm::draw,
     },
+    Workload {
+        name: "tenant_search",
+        about: "searches over all cubes of a tenant, whose vector tables lag behind and fail",
+        draw: tenant_search::draw,
+    },
 ];
 
-/// Draws the plan of a seed.
+/// Draws the plan of a seed over a kind of state store. The faults alone differ with the kind.
 ///
 /// # Errors
 /// When there is no such workload; the error lists what exists.
-pub fn plan(scenario: &str, seed: u64) -> Result<Plan> {
+pub fn plan(scenario: &str, seed: u64, store: StoreKind) -> Result<Plan> {
     let names = || CATALOGUE.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
     let workload = CATALOGUE
         .iter()
@@ -60,7 +66,8 @@ pub fn plan(scenario: &str, seed: u64) -> Result<Plan> {
         .with_context(|| format!("there is no scenario `{scenario}`; there are: {}", names()))?;
     let dice = Dice::new(seed).fork(workload.name, 0);
     let mut plan = Plan::quiet(scenario, seed);
-    plan.faults = nemesis::draw_faults(dice.fork("faults", 0));
+    plan.store = store;
+    plan.faults = nemesis::draw_faults(dice.fork("faults", 0), store);
     (workload.draw)(dice, &mut plan);
     let mut events = nemesis::draw_events(dice.fork("events", 0), plan.nodes, plan.seconds);
     plan.events.append(&mut events);
@@ -130,15 +137,18 @@ mod tests {
     #[test]
     fn a_seed_draws_one_plan_and_the_plan_can_be_saved() {
         for workload in CATALOGUE {
-            let [first, again, other] =
-                [3, 3, 4].map(|seed| plan(workload.name, seed).expect("drawn"));
+            let [first, again, other] = [3, 3, 4]
+                .map(|seed| plan(workload.name, seed, StoreKind::InMemory).expect("drawn"));
             assert_eq!(first, again);
             assert_ne!(first, other);
             assert!((3..=7).contains(&first.nodes), "{}", workload.name);
             let saved = serde_json::to_string(&first).expect("saved");
             assert_eq!(serde_json::from_str::<Plan>(&saved).expect("read back"), first);
         }
-        let unknown = plan("asistant", 1).expect_err("refused").to_string();
-        assert!(unknown.contains("assistant, tenants, hand_over, crash_storm"), "{unknown}");
+        let unknown = plan("asistant", 1, StoreKind::InMemory).expect_err("refused").to_string();
+        assert!(
+            unknown.contains("assistant, tenants, hand_over, crash_storm, tenant_search"),
+            "{unknown}"
+        );
     }
 }

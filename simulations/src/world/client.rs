@@ -182,7 +182,9 @@ impl Client {
     /// What an error says about the call.
     pub(super) fn judge(&self, error: &Error) -> Judged {
         match error.kind() {
-            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Conflict => Judged::Final,
+            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::Gone => {
+                Judged::Final
+            }
             ErrorKind::Overloaded => {
                 self.world.reach("cube.overloaded");
                 Judged::NoEffect

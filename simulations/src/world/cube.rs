@@ -4,6 +4,7 @@ use futures_util::future::BoxFuture;
 use memcube_actors::{
     CubeHandle, Cubes, Error, ErrorKind, TenantContext,
     cube::{AddRequest, DeleteRequest, SearchOutcome, SearchRequest, UpdateRequest},
+    vectors::{TenantSearchOutcome, TenantSearchRequest},
 };
 use memcube_schemas::{
     CubeId, MemoryId, NodeId, RequestId, TenantId, command::Selection, limits::PAGE_ITEMS_MAX,
@@ -96,6 +97,46 @@ impl Cube {
                 hits: found.hits.iter().map(|hit| self.seen(&hit.item)).collect(),
                 version: found.version,
             },
+            Err(error) => not_read(error),
+        };
+        self.answer(number, outcome);
+        found
+    }
+
+    /// Looks for something in all cubes of the tenant.
+    ///
+    /// # Errors
+    /// When it was refused, or nobody could be reached.
+    pub async fn search_tenant(&self, query: &str) -> Result<TenantSearchOutcome, CallError> {
+        self.search_tenant_as(query, self.client.world.next_operation()).await
+    }
+
+    pub(crate) async fn search_tenant_as(
+        &self,
+        query: &str,
+        operation: u64,
+    ) -> Result<TenantSearchOutcome, CallError> {
+        let marker = word_of(query).unwrap_or_default();
+        let number = self.invoke(Call::SearchTenant { marker });
+        let request = SearchRequest { top_k: PAGE_ITEMS_MAX, ..SearchRequest::new(query) };
+        let found = self
+            .client
+            .retry(operation, true, move |cubes, context| {
+                let request = TenantSearchRequest { request: request.clone(), cubes: None };
+                Box::pin(async move { cubes.search_tenant(&context, request).await })
+            })
+            .await;
+        let outcome = match &found {
+            Ok(found) => {
+                if found.unindexed > 0 {
+                    self.client.world.reach("search.unindexed");
+                }
+                let hits = found.hits.iter();
+                let seen = |hit: &memcube_actors::vectors::CubeHit| {
+                    (hit.cube.clone(), self.seen(&hit.hit.item))
+                };
+                Outcome::FoundAcross { hits: hits.map(seen).collect() }
+            }
             Err(error) => not_read(error),
         };
         self.answer(number, outcome);

@@ -43,6 +43,7 @@ use crate::{
     report::Report,
     storage::SimStore,
     trace::Trace,
+    vectors::SimVectors,
 };
 
 /// How often queues are looked at.
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     pub(crate) network: Network,
     pub(crate) store: SimStore,
     pub(crate) blobs: SimBlobs,
+    vectors: SimVectors,
     nodes: Mutex<BTreeMap<u32, NodeSlot>>,
     history: Mutex<History>,
     cubes: Mutex<BTreeSet<(TenantId, CubeId)>>,
@@ -108,9 +110,9 @@ pub(crate) fn run(
         .build()
         .context("the runtime of the simulation cannot be built")?;
     let mut report = runtime.block_on(async {
-        let world = World { inner: Arc::new(Inner::new(plan.clone(), keep_trace)) };
-        world.live(workflow).await
-    });
+        let world = World { inner: Arc::new(Inner::new(plan.clone(), keep_trace)?) };
+        anyhow::Ok(world.live(workflow).await)
+    })?;
     drop(runtime);
     for message in panics::collected() {
         report.violations.push(Violation::new("panics", message));
@@ -201,20 +203,22 @@ impl World {
 }
 
 impl Inner {
-    fn new(plan: Plan, keep_trace: bool) -> Self {
+    fn new(plan: Plan, keep_trace: bool) -> anyhow::Result<Self> {
         let dice = Dice::new(plan.seed);
         let trace = Trace::new(keep_trace);
         let conditions = Conditions::new(dice, trace, plan.faults.clone());
         let network = Network::new(conditions.clone());
-        let store = SimStore::new(conditions.clone());
+        let store = SimStore::new(&plan, conditions.clone())?;
         let blobs = SimBlobs::new(conditions.clone());
-        Self {
+        let vectors = SimVectors::new(conditions.clone());
+        Ok(Self {
             plan,
             dice,
             conditions,
             network,
             store,
             blobs,
+            vectors,
             nodes: Mutex::default(),
             history: Mutex::default(),
             cubes: Mutex::default(),
@@ -225,7 +229,7 @@ impl Inner {
             lives: Mutex::default(),
             violations: Mutex::default(),
             queues: Mutex::default(),
-        }
+        })
     }
 
     pub(crate) fn client(self: &Arc<Self>, number: u32, tenant: &str) -> anyhow::Result<Client> {
@@ -353,7 +357,8 @@ impl Inner {
             | Outcome::OtherRevision
             | Outcome::Deleted { .. }
             | Outcome::Listed { .. }
-            | Outcome::Found { .. } => true,
+            | Outcome::Found { .. }
+            | Outcome::FoundAcross { .. } => true,
         };
         let operations = evidence.history.operations();
         let acknowledged = operations.iter().filter(|done| is_success(&done.outcome)).count();

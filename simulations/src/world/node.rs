@@ -13,7 +13,9 @@ use memcube_actors::{
     cluster::{ClusterParts, ClusterSettings},
     embedder::EmbedderHandle,
     environment::{Environment, Faults, SeededEntropy, Spawner},
+    housekeeper::HouseRules,
     storage::blobs::Plain,
+    vectors::{VectorParts, VectorSettings},
 };
 use memcube_schemas::{Incarnation, NodeId};
 use tokio::time::timeout;
@@ -119,8 +121,14 @@ impl Inner {
             incarnation
         });
         let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
+        let vectors = self.plan.vectors.then(|| VectorParts {
+            index: Arc::new(self.vectors.handle(node, life, environment.clone())),
+            settings: VectorSettings {
+                apply_after_ms: draw("apply", 200, 4_000),
+                optimize_after_ms: 20_000,
+            },
+        });
         let started = Cubes::start(NodeParts {
-            vectors: None,
             blobs: Some(BlobParts {
                 objects: Arc::new(self.blobs.handle(node, life)),
                 seal: Arc::new(Plain),
@@ -137,9 +145,11 @@ impl Inner {
                 transport: self.network.transport(node, life),
                 settings: ClusterSettings { heartbeat_ms: 500, dead_after_ms: 2_000 },
             }),
+            vectors,
         })
         .await?;
         let _ = cubes.set(started.clone());
+        started.keep_house(HouseRules::default(), Vec::new()).await?;
         Ok(started)
     }
 
@@ -190,7 +200,7 @@ impl Faults for Points {
         }
         self.conditions.reach(point);
         let class = match point {
-            "cube.decide" => FaultClass::CubePanic,
+            "cube.decide" | "vectors.applied" | "vectors.build-begun" => FaultClass::CubePanic,
             "cube.hydrate" => FaultClass::HydratePanic,
             _ => {
                 self.conditions.note(&self.name, "reaches", point);

@@ -83,6 +83,11 @@ impl Player {
                 // What a search says is judged by the checkers, here as below.
                 let _ = self.cube.search_as(&query, operation).await;
             }
+            Action::SearchTenant { pick } => {
+                let marker = self.picked(pick).map(|known| known.marker.clone());
+                let query = marker.unwrap_or_else(|| "anything".to_owned());
+                let _ = self.cube.search_tenant_as(&query, operation).await;
+            }
             Action::Get { pick } => {
                 if let Some(id) = self.picked(pick).map(|known| known.id) {
                     let _ = self.cube.get_as(id, operation).await;

@@ -45,12 +45,14 @@ impl Inner {
         self.come_to_rest().await;
         let served = self.serve_all().await;
         self.sweep_all().await;
+        let rows = self.store.rows().await;
+        let objects = self.blobs.events();
         Evidence {
             history: std::mem::take(&mut *self.history()),
             commits: self.store.commits(),
             lives: std::mem::take(&mut *self.lives.lock().expect("invariant: no panic meanwhile")),
-            rows: self.store.rows(),
-            objects: self.blobs.events(),
+            rows,
+            objects,
             served,
             queues: std::mem::take(
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
@@ -107,7 +109,7 @@ impl Inner {
     /// up.
     async fn settle(&self) {
         for _ in 0..SETTLE_STEPS_MAX {
-            if self.store.zombies() == 0 {
+            if self.store.late_commits() == 0 {
                 break;
             }
             sleep(SETTLE_STEP).await;

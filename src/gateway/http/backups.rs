@@ -37,7 +37,8 @@ pub(crate) fn routes() -> Router<Gateway> {
 
 /// Takes a backup of the caller's cubes, without stopping those who write them, and streams it.
 ///
-/// `memcube backup` reads the stream and keeps it. The last object is the manifest: a stream without
+/// `memcube backup` reads the stream and keeps it. The last object is the manifest: a stream
+/// without
 /// it is no backup.
 #[utoipa::path(post, path = "/v1/backups", tag = "backups", request_body = BackupBody,
     responses((status = 200, content_type = "application/vnd.memcube.backup",

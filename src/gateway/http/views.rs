@@ -1,11 +1,13 @@
 //! From what actors answer to what `/v1` shows.
 
 use jiff::Timestamp;
-use memcube_actors::{CubeDescription, cube::Hit, vectors::CubeHit};
+use memcube_actors::{CubeDescription, cube::Hit, feed::FeedEvent, vectors::CubeHit};
 use memcube_schemas::{
     api::v1::{
-        CubeBody, CubeCondition, CubeHitBody, HitBody, MemoryBody, RevisionBody, ScoresBody,
+        ChangeBody, ChangeKind, CubeBody, CubeCondition, CubeHitBody, EventBody, EventKind,
+        HitBody, MemoryBody, RevisionBody, ScoresBody,
     },
+    feed::{FeedChange, ItemChange},
     memory::{MemoryItem, MemoryRevision},
 };
 
@@ -90,4 +92,31 @@ pub(crate) fn hit(hit: &Hit) -> HitBody {
 pub(crate) fn cube_hit(found: &CubeHit) -> CubeHitBody {
     let HitBody { memory, relativity, scores } = hit(&found.hit);
     CubeHitBody { cube: found.cube.clone(), memory, relativity, scores }
+}
+
+pub(crate) fn event(FeedEvent { stamp, record }: FeedEvent) -> EventBody {
+    let (event, changes) = match record.change {
+        FeedChange::CubeMade => (EventKind::Made, Vec::new()),
+        FeedChange::Items(items) => (EventKind::Changed, items),
+        FeedChange::CubeErased => (EventKind::Erased, Vec::new()),
+        FeedChange::CubeRestored => (EventKind::Restored, Vec::new()),
+    };
+    let change = |(memory, change, revision)| {
+        let change = match change {
+            ItemChange::Added => ChangeKind::Added,
+            ItemChange::Repeated => ChangeKind::Repeated,
+            ItemChange::Updated => ChangeKind::Updated,
+            ItemChange::Deleted => ChangeKind::Deleted,
+            ItemChange::Purged => ChangeKind::Purged,
+        };
+        ChangeBody { memory, change, revision }
+    };
+    EventBody {
+        id: stamp.to_string(),
+        event,
+        cube: record.cube,
+        version: record.version,
+        at: rfc3339(record.at_ms),
+        changes: changes.into_iter().map(change).collect(),
+    }
 }

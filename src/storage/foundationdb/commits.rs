@@ -283,14 +283,17 @@ fn holds(check: &Check, found: Option<Version>) -> bool {
 }
 
 fn added_to(mutations: &[Mutation]) -> BTreeSet<&[u8]> {
-    let key = |mutation| match mutation {
-        &Mutation::Add { ref key, .. } => Some(key.as_slice()),
+    mutations.iter().filter_map(counter).collect()
+}
+
+fn counter(mutation: &Mutation) -> Option<&[u8]> {
+    match mutation {
+        Mutation::Add { key, .. } => Some(key),
         Mutation::Set { .. }
         | Mutation::Clear { .. }
         | Mutation::ClearRange { .. }
         | Mutation::SetVersionstamped { .. } => None,
-    };
-    mutations.iter().filter_map(key).collect()
+    }
 }
 
 /// Additions to one counter conflict with each other; those of one handle wait for each other

@@ -1,8 +1,8 @@
 //! The state store in a FoundationDB cluster, which any number of nodes share.
 //!
 //! `client` finds the C library, `layout` says how rows lie, `attempts` is the loop around one
-//! transaction, `commits` and `reads` are what the port asks for, `error` translates. No transaction
-//! outlives the call that began it.
+//! transaction, `commits` and `reads` are what the port asks for, `error` translates. No
+//! transaction outlives the call that began it.
 //!
 //! Under load the store refuses rather than queues: places for commits are counted, and what
 //! FoundationDB throttles is `Overloaded`.

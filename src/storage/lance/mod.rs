@@ -1,4 +1,5 @@
-//! The vector index in LanceDB tables (<https://github.com/lancedb/lancedb>), in a directory of this
+//! The vector index in LanceDB tables (<https://github.com/lancedb/lancedb>), in a directory of
+//! this
 //! node alone.
 //!
 //! One table for each shard of a tenant and model, with a column for the cube: a search of one cube
@@ -107,7 +108,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("invariant: nothing panics while it holds the tables")
 }
 
-/// The name of a table. Tenants are named in letters that a table may have; of the model only a hash
+/// The name of a table. Tenants are named in letters that a table may have; of the model only a
+/// hash
 /// is told, since its name may hold any.
 fn name_of(table: &TableId) -> String {
     let model = table.model.as_ref().map_or("", |model| model.as_str());

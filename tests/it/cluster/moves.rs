@@ -40,7 +40,8 @@ async fn cubes_of_a_dead_node_answer_elsewhere_within_three_seconds() {
             died.elapsed()
         });
     }
-    // An add that begins now needs no idempotency key to be sent again: it certainly reached nobody.
+    // An add that begins now needs no idempotency key to be sent again: it certainly reached
+    // nobody.
     tokio::time::sleep(Duration::from_millis(100)).await;
     for (number, (cube, _)) in lost.iter().cloned().enumerate() {
         let client = cluster.nodes[number % 2].client.clone();

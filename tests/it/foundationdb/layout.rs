@@ -18,7 +18,8 @@ fn database(_: Client) -> Database {
 pub(super) async fn raw_keys(prefix: &str) -> Vec<Vec<u8>> {
     let root = tuple::pack(&(prefix,));
     let end = [&root[..], &[0xff]].concat();
-    let transaction = database(client()).create_trx().expect("begun");
+    let database = database(client());
+    let transaction = database.create_trx().expect("begun");
     let mut next = Some(RangeOption::from((root.clone(), end)));
     let (mut keys, mut iteration) = (Vec::new(), 1);
     while let Some(option) = next {
@@ -124,7 +125,8 @@ async fn a_newer_layout_is_refused() {
     let table: [(&[u8], &str); 2] =
         [(&[0, 0, 0, 2], "install that version"), (b"?", "layout number")];
     for (number, told) in table {
-        let transaction = database(client()).create_trx().expect("begun");
+        let database = database(client());
+        let transaction = database.create_trx().expect("begun");
         transaction.set(&key, number);
         transaction.commit().await.expect("committed");
         let refused = FoundationDbStore::open(client(), &options).await.map(drop);

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use memcube::Node;
 use serde_json::json;
 
-use super::{FoundationDbStore, Options, client, fresh, open};
-use crate::support::{TestNode, in_memory};
+use super::{FoundationDbStore, Options, client, fresh, open, open_fresh};
+use crate::{
+    backup::{embedded, move_between},
+    support::{TestNode, in_memory},
+};
 
 async fn start(options: &Options) -> TestNode {
     let store = FoundationDbStore::open(client(), options).await.expect("opened");
@@ -34,5 +37,16 @@ async fn what_was_acknowledged_is_found_by_the_next_node() {
     node.client.delete(&path).await.expect(200);
     assert_eq!(node.client.texts("c").await, [long]);
     node.stop().await;
+    open(&options).await.erase().await.expect("erased");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cubes_move_from_a_directory_to_a_cluster_and_back() {
+    let (first, last) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two"));
+    let (store, options) = open_fresh().await;
+    move_between(embedded(first.path()), Arc::new(store)).await;
+    open(&options).await.erase().await.expect("erased");
+    let (store, options) = open_fresh().await;
+    move_between(Arc::new(store), embedded(last.path())).await;
     open(&options).await.erase().await.expect("erased");
 }

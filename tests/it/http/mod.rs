@@ -3,6 +3,8 @@
 mod auth;
 mod bad_input;
 mod cubes;
+mod events;
 mod memories;
 mod node;
 mod search;
+pub(crate) mod vectors;

@@ -2,7 +2,8 @@
 //!
 //! z-scores tell how far an item stands out in its own cube; across cubes only measures count that
 //! do not depend on what else a cube holds: the evidence behind relativity (the share of the
-//! question's words that an item covers, and its cosine), and what recall adds for speaker, date and
+//! question's words that an item covers, and its cosine), and what recall adds for speaker, date
+//! and
 //! form. All of them live on the scale of one standard deviation, so they are summed as they are in
 //! a cube.
 

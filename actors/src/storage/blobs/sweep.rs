@@ -20,7 +20,6 @@ use super::{BlobError, BlobResult, Blobs, Doing, FOLDER, path};
 use crate::{
     cube::SNAPSHOT,
     cube::commit,
-    metrics as names,
     storage::{Check, Entry, Mutation, RangeRead, StoreError},
 };
 
@@ -42,35 +41,16 @@ pub struct Swept {
     pub references: usize,
 }
 
-impl Swept {
-    fn add(&mut self, other: Self) {
-        let Self { kept, spared, removed, strays, references } = other;
-        self.kept += kept;
-        self.spared += spared;
-        self.removed += removed;
-        self.strays += strays;
-        self.references += references;
-    }
-}
-
 impl Blobs {
-    /// Sweeps every tenant that has objects.
+    /// The tenants that have objects.
     ///
     /// # Errors
-    /// As `sweep`; the tenants before it were swept.
-    pub async fn sweep_all(&self, grace_ms: u64) -> BlobResult<Swept> {
+    /// `Refused` and `Unreachable` with the setting to look at.
+    pub async fn tenants(&self) -> BlobResult<Vec<TenantId>> {
         let folder = Path::from(FOLDER);
         let listed = self.objects.list_with_delimiter(Some(&folder)).await;
         let listed = listed.map_err(|error| Doing::List.failed(error))?;
-        let mut swept = Swept::default();
-        for prefix in listed.common_prefixes {
-            if let Some(tenant) = tenant_of(&prefix) {
-                swept.add(self.sweep(&tenant, grace_ms).await?);
-            }
-        }
-        metrics::counter!(names::BLOBS_REMOVED_TOTAL)
-            .increment((swept.removed + swept.strays) as u64);
-        Ok(swept)
+        Ok(listed.common_prefixes.iter().filter_map(tenant_of).collect())
     }
 
     /// Removes the blobs of a tenant that nothing refers to and whose row is older than this, and

@@ -430,10 +430,10 @@ async fn the_grace_spares_the_young_and_a_clock_that_is_wrong_keeps_nothing_for_
     let world = World::new();
     let blobs = world.lasting();
     blobs.begin(&world.tenant, b"young".to_vec()).await.expect("put");
-    let swept = blobs.sweep_all(10_000).await.expect("swept");
+    let swept = blobs.sweep(&world.tenant, 10_000).await.expect("swept");
     assert_eq!(swept, Swept { spared: 1, ..Swept::default() });
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
-    let swept = blobs.sweep_all(10_000).await.expect("swept");
+    let swept = blobs.sweep(&world.tenant, 10_000).await.expect("swept");
     assert_eq!(swept, Swept { removed: 1, ..Swept::default() });
 
     // Announced by a node whose clock is a year ahead.
@@ -445,11 +445,28 @@ async fn the_grace_spares_the_young_and_a_clock_that_is_wrong_keeps_nothing_for_
     commit(&blobs.store, &world.environment, Vec::new(), set).await.expect("announced");
     let object = path(&world.tenant, id);
     world.objects.disk.put(&object, "x".into()).await.expect("put");
-    assert_eq!(blobs.sweep_all(10_000).await.expect("swept").removed, 1);
+    assert_eq!(blobs.sweep(&world.tenant, 10_000).await.expect("swept").removed, 1);
     // And one that has no row at all.
     world.objects.disk.put(&object, "x".into()).await.expect("put");
-    assert_eq!(blobs.sweep_all(10_000).await.expect("swept").strays, 1);
+    assert_eq!(blobs.sweep(&world.tenant, 10_000).await.expect("swept").strays, 1);
     world.check(&[], "nothing is left").await;
+}
+
+#[tokio::test]
+async fn tenants_with_objects_are_listed_whatever_their_names() {
+    let world = World::new();
+    let blobs = world.lasting();
+    let names = ["-x_y.z", ".", "..", "Acme", "acme"];
+    for name in names {
+        let tenant = TenantId::new(name).expect("valid");
+        blobs.begin(&tenant, b"x".to_vec()).await.expect("put");
+    }
+    let mut found = blobs.tenants().await.expect("listed");
+    found.sort();
+    assert_eq!(found.iter().map(TenantId::as_str).collect::<Vec<_>>(), names);
+    for tenant in &found {
+        assert_eq!(blobs.sweep(tenant, 0).await.expect("swept").removed, 1, "{tenant}");
+    }
 }
 
 #[tokio::test]
@@ -457,11 +474,11 @@ async fn a_reference_of_a_cube_that_is_gone_is_dropped() {
     let world = World::new();
     let blobs = world.lasting();
     world.replace(&blobs, b"secret").await.expect("put");
-    assert_eq!(blobs.sweep_all(0).await.expect("swept").kept, 1);
+    assert_eq!(blobs.sweep(&world.tenant, 0).await.expect("swept").kept, 1);
     let key = keys::manifest(&world.tenant, &world.cube);
     let clear = vec![Mutation::Clear { key }];
     commit(&blobs.store, &world.environment, Vec::new(), clear).await.expect("erased");
-    let swept = blobs.sweep_all(0).await.expect("swept");
+    let swept = blobs.sweep(&world.tenant, 0).await.expect("swept");
     assert_eq!((swept.references, swept.removed), (1, 1));
     world.check(&[], "nothing is left").await;
 }

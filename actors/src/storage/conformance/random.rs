@@ -186,7 +186,8 @@ impl Pair {
         for (expected, found) in expected.pages.into_iter().zip(found.pages) {
             let translated: Vec<Entry> =
                 expected.entries.into_iter().map(|entry| self.translate(entry)).collect();
-            assert_eq!(found.entries, translated, "operation {operation}");
+            let found_entries: Vec<Entry> = found.entries.into_iter().map(without_place).collect();
+            assert_eq!(found_entries, translated, "operation {operation}");
             assert_eq!(found.more, expected.more, "operation {operation}");
         }
     }
@@ -217,4 +218,13 @@ impl Pair {
         entry.version = self.versions[&entry.version];
         entry
     }
+}
+
+/// An entry whose stamp says nothing of its place among commits of one version: other stores in the
+/// same cluster may have had the places before it.
+fn without_place(mut entry: Entry) -> Entry {
+    if entry.key.starts_with(STAMP_PREFIX) {
+        entry.key[STAMP_PREFIX.len() + 8..STAMP_PREFIX.len() + 10].fill(0);
+    }
+    entry
 }

@@ -24,7 +24,10 @@ pub use transaction::*;
 /// Defines functions of the C interface. With the feature `export` they keep their names in the
 /// library, and `symbol` finds them by name in any case.
 macro_rules! c_api {
-    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $out:ty)? $body:block)*) => {
+    ($(
+        $(#[$meta:meta])*
+        fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $out:ty)? $body:block
+    )*) => {
         $(
             $(#[$meta])*
             ///

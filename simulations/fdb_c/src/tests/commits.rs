@@ -277,6 +277,21 @@ fn a_destroyed_transaction_may_still_commit() {
 }
 
 #[test]
+fn a_transaction_outlives_its_handle() {
+    let cluster = Cluster::new(1);
+    let tr = cluster.tr();
+    let left = cluster.tr();
+    cluster.with(|world| world.close_database(cluster.database));
+    assert_eq!(tr.get("a"), Ok(None));
+    tr.set("b", "1");
+    assert_eq!(tr.commit(), Ok(()));
+    tr.destroy();
+    assert!(cluster.with(|world| world.databases.contains_key(&cluster.database)));
+    left.destroy();
+    assert!(cluster.with(|world| world.databases.is_empty() && world.transactions.is_empty()));
+}
+
+#[test]
 fn a_waiter_is_called_once_and_also_if_it_comes_late() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -190,6 +190,7 @@ fn by_item<'a>(operations: &[&'a Operation]) -> Entries<'a> {
                     put(*id, what);
                 }
             }
+            Call::SearchTenant { .. } => {}
             Call::List | Call::Search { .. } => {
                 let hits = shown(&operation.outcome);
                 hits.iter().for_each(|seen| put(seen.id, What::Show(seen)));

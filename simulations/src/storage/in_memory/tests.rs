@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::FutureExt;
 use memcube_actors::storage::{SharedStore, conformance};
-use memcube_schemas::keys::KeyRange;
+use memcube_schemas::{Incarnation, keys::KeyRange};
 
 use super::*;
 use crate::{conditions::tests::with_faults, plan::Fault};
@@ -12,14 +12,14 @@ use crate::{conditions::tests::with_faults, plan::Fault};
 /// A store with one node, whose only life is its first.
 struct World {
     conditions: Conditions,
-    store: SimStore,
+    store: InMemoryDisk,
     handle: SharedStore,
 }
 
 impl World {
     fn new(classes: &[FaultClass]) -> Self {
         let conditions = with_faults(classes);
-        let store = SimStore::new(conditions.clone());
+        let store = InMemoryDisk::new(conditions.clone());
         let handle = open(&conditions, &store, 0);
         Self { conditions, store, handle }
     }
@@ -33,7 +33,7 @@ impl World {
 
     /// Commits made by nodes, and whether a key has a value.
     fn has(&self, key: &str) -> bool {
-        self.store.rows().contains_key(key.as_bytes())
+        self.store.0.disk.entries().iter().any(|entry| entry.key == key.as_bytes())
     }
 
     async fn read(&self, key: &str) -> Result<usize, StoreError> {
@@ -48,7 +48,7 @@ impl World {
     }
 }
 
-fn open(conditions: &Conditions, store: &SimStore, node: u32) -> SharedStore {
+fn open(conditions: &Conditions, store: &InMemoryDisk, node: u32) -> SharedStore {
     let life = conditions.boot(node);
     store.handle(node, life, Arc::new(move || Incarnation(10 + life)))
 }
@@ -181,7 +181,7 @@ async fn commits_are_recorded_once_with_their_sender() {
     assert_eq!(seen, expected);
     assert_eq!((commits[0].checks.len(), commits[0].mutations.len()), (1, 1));
     assert_eq!(
-        world.store.rows()[b"a".as_slice()],
+        world.store.rows().await[b"a".as_slice()],
         Row { version: Version(2), value: b"x".into() }
     );
     assert_eq!(world.store.version(), Version(2));
@@ -207,7 +207,7 @@ async fn an_outcome_of_none_stays_none() {
     }
     let all = [(false, false), (false, true), (true, true)];
     assert_eq!(answers, BTreeSet::from(all));
-    assert_eq!(world.store.zombies(), 0);
+    assert_eq!(world.store.late_commits(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +226,7 @@ async fn haunted(key: &str) -> World {
     for token in 1.. {
         let commit = make(token, key);
         assert!(world.handle.commit(commit).await.is_err());
-        if world.store.zombies() == 1 {
+        if world.store.late_commits() == 1 {
             break;
         }
         // It landed while its sender waited. Once more, from the start.
@@ -274,7 +274,7 @@ async fn a_zombie_does_not_land_after_a_spurious_conflict() {
         let key = format!("k{token}");
         // Without a check there is no conflict.
         assert_eq!(world.handle.commit(set(token, &key)).await, Err(StoreError::Unknown));
-        if world.store.zombies() > 0
+        if world.store.late_commits() > 0
             && let Err(StoreError::Conflict { .. }) = world.handle.commit(make(token, &key)).await
         {
             refused += 1;
@@ -302,7 +302,7 @@ async fn a_zombie_is_lost_where_a_real_store_would_refuse_it() {
         sleep_ms(10_000).await;
         world.conditions.end(&fault);
         assert!(!world.has("a"), "{fault:?}");
-        assert_eq!(world.store.zombies(), 0);
+        assert_eq!(world.store.late_commits(), 0);
     }
 }
 
@@ -437,7 +437,7 @@ async fn the_fate_of_a_commit_hangs_on_its_key_alone() {
         ]);
         let trace = crate::trace::Trace::new(false);
         let conditions = Conditions::new(dice::Dice::new(3), trace, intensities);
-        let store = SimStore::new(conditions.clone());
+        let store = InMemoryDisk::new(conditions.clone());
         let handle = open(&conditions, &store, 0);
         let mut fates = Vec::new();
         for number in 0..50 {
