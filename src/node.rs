@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use memcube_actors::{
-    Cubes, Error, NodeParts, Result,
+    BlobParts, Cubes, Error, NodeParts, Result,
     cluster::ClusterParts,
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
     housekeeper::{Chore, HouseRules},
-    storage::{InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, gate},
+    storage::{
+        InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, blobs::Plain, gate,
+    },
     vectors::{self, VectorParts},
 };
 
 use memcube_schemas::{NodeId, limits::TABLE_IN_RAM_ROWS_MAX};
+use object_store::ObjectStore;
 
 use crate::{
     cluster, environment, inference,
@@ -32,6 +35,7 @@ pub struct NodeBuilder {
     embedder: Option<Arc<dyn Embedder>>,
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
+    objects: Option<Arc<dyn ObjectStore>>,
     chores: Vec<Arc<dyn Chore>>,
 }
 
@@ -79,6 +83,13 @@ impl NodeBuilder {
         self
     }
 
+    /// With this object store for blobs in place of the one that the settings name.
+    #[must_use]
+    pub fn with_objects(mut self, objects: Arc<dyn ObjectStore>) -> Self {
+        self.objects = Some(objects);
+        self
+    }
+
     /// With something more for the housekeeper to do now and then.
     #[must_use]
     pub fn with_chore(mut self, chore: Arc<dyn Chore>) -> Self {
@@ -92,7 +103,8 @@ impl NodeBuilder {
     /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
     /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster, vectors, chores } = self;
+        let Self { settings, store, environment, embedder, cluster, vectors, objects, chores } =
+            self;
         let environment = environment.unwrap_or_else(environment::system);
         // First, because what is wrong with it is found at once.
         let (node, cluster) = match cluster {
@@ -107,7 +119,11 @@ impl NodeBuilder {
         };
         let store = match store {
             Some(store) => store,
-            None => open_store(&settings).await?,
+            None => {
+                let store = open_store(&settings).await?;
+                storage::blobs::clean_up(&settings)?;
+                store
+            }
         };
         gate::pass(&*store, &environment).await?;
         let model = match embedder {
@@ -129,6 +145,16 @@ impl NodeBuilder {
                 optimize_after_ms: settings.vectors.optimize_after_ms,
             },
         });
+        let objects = match objects {
+            Some(objects) => Some(objects),
+            None => storage::blobs::open(&settings)?,
+        };
+        let blobs = objects.map(|objects| BlobParts {
+            objects,
+            seal: Arc::new(Plain),
+            grace_ms: settings.blobs.grace_ms,
+            snapshot_items_min: settings.blobs.snapshot_items_min,
+        });
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
@@ -138,6 +164,7 @@ impl NodeBuilder {
             hot_cubes_max: settings.cube.hot_cubes_max,
             cluster,
             vectors,
+            blobs,
         })
         .await?;
         let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::cluster::split_address;
 pub use self::cluster::{ClusterSettings, Secret};
+use crate::storage::blobs::Place;
 
 /// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
 const ENV_PREFIX: &str = "MEMCUBE__";
@@ -34,6 +35,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// Where state is durable.
     pub store: StoreSettings,
+    /// Where large bytes lie.
+    pub blobs: BlobSettings,
     /// Cubes in RAM.
     pub cube: CubeSettings,
     /// The model that embeds.
@@ -123,6 +126,41 @@ impl Default for StoreSettings {
             fdb_cluster_file: None,
             fdb_client_library: None,
             fdb_prefix: "memcube".to_owned(),
+        }
+    }
+}
+
+/// `[blobs]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlobSettings {
+    /// `file:///folder`, `s3://bucket/folder`, `gs://bucket/folder`, `az://container/folder`,
+    /// `memory:` or `none`. By default it is the directory `blobs` in the data directory, and with
+    /// FoundationDB `none`, because all nodes have to reach it. Credentials
+    /// come from the usual variables, such as `AWS_ACCESS_KEY_ID`.
+    pub url: Option<String>,
+    /// The address of a server that speaks the protocol of S3 or Azure, such as
+    /// `https://minio.example:9000`.
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    pub region: Option<String>,
+    /// Whether `http://` may be used, where nothing is encrypted on the way.
+    pub allow_http: bool,
+    /// Milliseconds that a blob is kept which nothing refers to.
+    pub grace_ms: u64,
+    /// Items from which on a cube gets snapshots, so that it is read from one object.
+    pub snapshot_items_min: usize,
+}
+
+impl Default for BlobSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            endpoint: None,
+            region: None,
+            allow_http: false,
+            grace_ms: memcube_schemas::limits::BLOB_GRACE_MS,
+            snapshot_items_min: memcube_schemas::limits::SNAPSHOT_ITEMS_MIN,
         }
     }
 }
@@ -347,6 +385,15 @@ impl Settings {
         if self.cube.passivate_after_ms == 0 {
             mistakes.push("`cube.passivate-after-ms` must be at least 1".to_owned());
         }
+        if let Some(Err(mistake)) = self.blobs.url.as_deref().map(Place::parse) {
+            mistakes.push(format!("`blobs.url`: {mistake}"));
+        }
+        if self.blobs.grace_ms == 0 {
+            mistakes.push("`blobs.grace-ms` must be at least 1".to_owned());
+        }
+        if self.blobs.snapshot_items_min == 0 {
+            mistakes.push("`blobs.snapshot-items-min` must be at least 1".to_owned());
+        }
         if self.store.fdb_prefix.is_empty() || self.store.fdb_prefix.len() > FDB_PREFIX_BYTES_MAX {
             let range = format!("between 1 and {FDB_PREFIX_BYTES_MAX}");
             mistakes.push(format!("`store.fdb-prefix` must have {range} bytes"));
@@ -465,5 +512,8 @@ mod tests {
     fn values_that_make_no_sense_are_refused() {
         let error = load("[cube]\nhot-cubes-max = 0\npassivate-after-ms = 0\n").expect_err("two");
         assert_eq!(error.mistakes.len(), 2, "{error}");
+        let error = load("[blobs]\nurl = \"ftp://b\"\ngrace-ms = 0\nsnapshot-items-min = 0\n");
+        let error = error.expect_err("three");
+        assert_eq!(error.mistakes.len(), 3, "{error}");
     }
 }

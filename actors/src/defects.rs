@@ -33,6 +33,10 @@ pub enum Defect {
     LeakedPlace,
     /// A search over several cubes shows what a table names without a look at its row.
     UncheckedCandidate,
+    /// A cube with a snapshot does not tell which items have changed since.
+    LostTail,
+    /// A snapshot is committed before its object is in place.
+    SnapshotBeforeBlob,
     /// A page of the event feed goes on after the widest of its cuts.
     SkippedEvent,
     /// The event feed is trimmed without a look at its consumers.
@@ -44,7 +48,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -61,5 +65,7 @@ impl Defect {
         Self::UncheckedCandidate,
         Self::SkippedEvent,
         Self::TrimPastConsumer,
+        Self::LostTail,
+        Self::SnapshotBeforeBlob,
     ];
 }

@@ -19,6 +19,7 @@ use memcube_schemas::{
     limits::{CUBE_INFLIGHT_MAX, TENANT_SEARCHES_MAX},
     node::NodeRecord,
 };
+use object_store::ObjectStore;
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -29,14 +30,14 @@ use crate::{
         membership::{self, Membership, MembershipHandle},
         peers::{Peers, Serve},
     },
-    cube::{CubeHandle, CubeKey, CubeMessage, Hydrator},
+    cube::{CubeHandle, CubeKey, CubeMessage, Hydrator, SnapshotKeeper},
     embedder::EmbedderHandle,
     environment::Environment,
     error::{Error, Result},
     feed::{EventFeed, FeedHandle, FeedTrimmer},
     host::{CubeHost, Ended, HostHandle, HostSettings},
-    housekeeper::{Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
-    storage::{RangeRead, SharedStore},
+    housekeeper::{BlobSweeper, Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
+    storage::{Blobs, RangeRead, SharedStore, blobs::Seal},
     tenant::TenantContext,
     vectors::{SearchPlaces, VectorParts, VectorTier},
 };
@@ -96,6 +97,20 @@ pub struct NodeParts {
     pub cluster: Option<ClusterParts>,
     /// Where vectors of many cubes are searched; without it such searches ask the cubes.
     pub vectors: Option<VectorParts>,
+    /// Where large bytes lie; without it cubes have no snapshots.
+    pub blobs: Option<BlobParts>,
+}
+
+/// What a node needs for blobs.
+pub struct BlobParts {
+    /// The object store; nodes that share a state store share this as well.
+    pub objects: Arc<dyn ObjectStore>,
+    /// What happens to bytes on their way there.
+    pub seal: Arc<dyn Seal>,
+    /// Milliseconds that a blob is kept which nothing refers to.
+    pub grace_ms: u64,
+    /// Items from which on a cube gets snapshots.
+    pub snapshot_items_min: usize,
 }
 
 /// How full a queue is.
@@ -129,6 +144,8 @@ pub(crate) struct Shared {
     embedder: Option<EmbedderHandle>,
     /// Where vectors of many cubes are searched.
     pub(crate) vectors: Option<VectorTier>,
+    /// Takes away blobs that nothing refers to.
+    sweeper: Option<BlobSweeper>,
     pub(crate) search_places: SearchPlaces,
     feed: FeedHandle,
     housekeeper: OnceLock<HousekeeperHandle>,
@@ -175,7 +192,7 @@ impl Cubes {
     pub async fn start(parts: NodeParts) -> Result<Self> {
         let directory: Arc<Directory> =
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
-        let NodeParts { store, environment, embedder, node, cluster, vectors, .. } = parts;
+        let NodeParts { store, environment, embedder, node, cluster, vectors, blobs, .. } = parts;
         let (feed, store) = EventFeed::start(store, environment.clone()).await?;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
@@ -184,8 +201,22 @@ impl Cubes {
         };
         let (sender, views) =
             watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
-        let hydrator =
-            Hydrator::new(Arc::clone(&store), environment.clone(), embedder.clone(), views.clone());
+        let blobs = blobs.map(|parts| {
+            let BlobParts { objects, seal, grace_ms, snapshot_items_min } = parts;
+            let blobs = Blobs::new(objects, Arc::clone(&store), environment.clone(), seal);
+            (
+                SnapshotKeeper::new(blobs.clone(), snapshot_items_min),
+                BlobSweeper::new(blobs, grace_ms),
+            )
+        });
+        let (snapshots, sweeper) = blobs.unzip();
+        let hydrator = Hydrator::new(
+            Arc::clone(&store),
+            environment.clone(),
+            snapshots,
+            embedder.clone(),
+            views.clone(),
+        );
         let cluster = match cluster {
             Some(parts) => {
                 let transport = Arc::clone(&parts.transport);
@@ -224,6 +255,7 @@ impl Cubes {
             environment,
             embedder,
             vectors,
+            sweeper,
             search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
             feed,
             housekeeper: OnceLock::new(),
@@ -367,11 +399,12 @@ impl Cubes {
     /// # Errors
     /// `Internal` when it was started before, or cannot be started.
     pub async fn keep_house(&self, rules: HouseRules, more: Vec<Arc<dyn Chore>>) -> Result<()> {
-        let Shared { store, environment, views, housekeeper, feed, .. } = &*self.shared;
+        let Shared { store, environment, views, housekeeper, feed, sweeper, .. } = &*self.shared;
         let HouseRules { feed_keep_ms, period_ms } = rules;
         let trimmer = FeedTrimmer::new(feed.reader().clone(), feed_keep_ms, period_ms);
         let node_rows = NodeRows::new(Arc::clone(store), environment.clone());
         let mut chores: Vec<Arc<dyn Chore>> = vec![Arc::new(trimmer), Arc::new(node_rows)];
+        chores.extend(sweeper.clone().map(|sweeper| Arc::new(sweeper) as Arc<dyn Chore>));
         chores.extend(more);
         let started = Housekeeper::start(environment.clone(), views.clone(), chores).await?;
         match housekeeper.set(started) {
@@ -387,6 +420,12 @@ impl Cubes {
     #[must_use]
     pub fn embedder(&self) -> Option<&EmbedderHandle> {
         self.shared.embedder.as_ref()
+    }
+
+    /// The blobs of this node, if it has any.
+    #[must_use]
+    pub fn blobs(&self) -> Option<&Blobs> {
+        self.shared.sweeper.as_ref().map(BlobSweeper::blobs)
     }
 
     pub(crate) fn store(&self) -> &SharedStore {

@@ -294,6 +294,7 @@ impl Hosting {
             store: Arc::clone(&self.hydrator.store),
             environment: self.environment.clone(),
             confirms_reads: self.settings.confirms_reads,
+            snapshots: self.hydrator.snapshots.clone(),
         };
         let (actor, _) = CubeActor::spawn_linked(None, CubeActor, arguments, myself.get_cell())
             .await
@@ -401,7 +402,8 @@ impl Hosting {
             let slot = Arc::clone(slot);
             self.directory.remove(key);
             // A cube that is gone already reports so itself.
-            let _ = slot.actor.cast(CubeMessage::Passivate);
+            let has_time = !self.is_closed;
+            let _ = slot.actor.cast(CubeMessage::Passivate { has_time });
             record.phase = Phase::Leaving(slot);
         }
     }

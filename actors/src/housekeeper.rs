@@ -9,6 +9,7 @@
 //! A chore is the work of one node where placement says so ([`View::keeps`]), which saves work and
 //! no more: views differ, so a chore has to be safe by the checks of its commits.
 
+mod blobs;
 mod node_rows;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -17,6 +18,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, concurrency::JoinHandle};
 use tokio::sync::watch;
 
+pub(crate) use self::blobs::BlobSweeper;
 pub use self::node_rows::NodeRows;
 use crate::{
     cluster::View,

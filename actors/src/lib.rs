@@ -24,6 +24,6 @@ pub mod tenant;
 pub mod vectors;
 
 pub use cube::CubeHandle;
-pub use directory::{CubeDescription, Cubes, NodeParts};
+pub use directory::{BlobParts, CubeDescription, Cubes, NodeParts};
 pub use error::{Error, ErrorKind, Result};
 pub use tenant::TenantContext;

@@ -50,6 +50,18 @@ pub const STORE_COMMIT_SECONDS: &str = "memcube_store_commit_seconds";
 pub const STORE_COMMITS_TOTAL: &str = "memcube_store_commits_total";
 /// Commits that shared one fsync.
 pub const STORE_GROUP_COMMITS: &str = "memcube_store_group_commits";
+/// Snapshots of cubes, by `outcome`.
+pub const SNAPSHOTS_TOTAL: &str = "memcube_snapshots_total";
+/// Time to make and store a snapshot of a cube.
+pub const SNAPSHOT_SECONDS: &str = "memcube_snapshot_seconds";
+/// Bytes of one snapshot.
+pub const SNAPSHOT_BYTES: &str = "memcube_snapshot_bytes";
+/// Cubes that were hydrated from a snapshot.
+pub const SNAPSHOTS_LOADED_TOTAL: &str = "memcube_snapshots_loaded_total";
+/// Snapshots that could not be used, so that the cube was read from its rows, by `reason`.
+pub const SNAPSHOT_FALLBACKS_TOTAL: &str = "memcube_snapshot_fallbacks_total";
+/// Objects that nothing referred to and that were removed.
+pub const BLOBS_REMOVED_TOTAL: &str = "memcube_blobs_removed_total";
 /// Searches over several cubes, by `outcome`.
 pub const TENANT_SEARCHES_TOTAL: &str = "memcube_tenant_searches_total";
 /// Time of a search over several cubes, embedding of the question included.
@@ -96,6 +108,10 @@ pub fn describe() {
     counter(MEMORIES_ADDED_TOTAL, "memories added");
     counter(EMBEDDED_TEXTS_TOTAL, "texts embedded");
     counter(STORE_COMMITS_TOTAL, "commits of the state store");
+    counter(SNAPSHOTS_TOTAL, "snapshots of cubes");
+    counter(SNAPSHOTS_LOADED_TOTAL, "cubes hydrated from a snapshot");
+    counter(SNAPSHOT_FALLBACKS_TOTAL, "snapshots that could not be used");
+    counter(BLOBS_REMOVED_TOTAL, "objects removed that nothing referred to");
     counter(TENANT_SEARCHES_TOTAL, "searches over several cubes");
     counter(VECTOR_ROWS_APPLIED_TOTAL, "rows that the vector tier took in");
     counter(VECTOR_BUILDS_TOTAL, "shards built in the vector tier from their rows");
@@ -110,6 +126,8 @@ pub fn describe() {
     seconds(CUBE_CALL_SECONDS, "time of a cube call, commit included");
     seconds(RECALL_SECONDS, "time of one recall, query embedding excluded");
     seconds(CUBE_HYDRATE_SECONDS, "time to hydrate a cube");
+    seconds(SNAPSHOT_SECONDS, "time to make and store a snapshot");
+    describe_histogram!(SNAPSHOT_BYTES, Unit::Bytes, "bytes of one snapshot");
     seconds(TENANT_SEARCH_SECONDS, "time of a search over several cubes");
     seconds(VECTOR_APPLY_SECONDS, "time to bring one batch into the vector tier");
     seconds(EMBED_BATCH_SECONDS, "time of one forward pass of the embedder");

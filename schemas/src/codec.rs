@@ -17,6 +17,8 @@ use rkyv::{
 
 const MAGIC: [u8; 2] = *b"mc";
 const HEADER_BYTES: usize = 8;
+/// More than any stored type needs.
+const PART_ALIGN_BYTES: usize = 16;
 
 /// Bytes that could not be read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,4 +125,42 @@ where
             T::FORMAT
         ))),
     }
+}
+
+/// Writes a part of a stored value that has no envelope of its own: what holds it has its checksum.
+///
+/// # Panics
+/// Never on the types of this crate: archiving into memory cannot fail for them.
+pub fn encode_part<T>(value: &T) -> AlignedVec
+where
+    T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+{
+    rkyv::to_bytes::<rancor::Error>(value)
+        .expect("invariant: archiving a stored type into memory does not fail")
+}
+
+/// Reads back what [`encode_part`] wrote. Bytes that are aligned to 16 are not copied first.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are not such a value.
+pub fn decode_part<T>(name: &'static str, bytes: &[u8]) -> Result<T, DecodeError>
+where
+    T: Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+        + Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    let read = if bytes.as_ptr().addr().is_multiple_of(PART_ALIGN_BYTES) {
+        rkyv::from_bytes::<T, rancor::Error>(bytes)
+    } else {
+        let mut aligned: AlignedVec = AlignedVec::with_capacity(bytes.len());
+        aligned.extend_from_slice(bytes);
+        rkyv::from_bytes::<T, rancor::Error>(&aligned)
+    };
+    read.map_err(|error| DecodeError { expected: name, reason: error.to_string() })
+}
+
+/// The checksum of stored bytes: CRC-32C.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes)
 }

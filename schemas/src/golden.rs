@@ -35,6 +35,7 @@ use crate::{
     },
     node::{NodeRecord, NodeState},
     peer::{PeerAnswer, PeerBody, PeerCall, PeerFrame},
+    snapshot::{CubeSnapshot, Section, SectionKind, TailRecord},
 };
 
 /// Set to write the files of a new format version.
@@ -132,6 +133,15 @@ fn what_was_once_written_stays_readable() {
         snapshot: Some(SnapshotRef { blob: BlobId([7; 32]), version: Version(5) }),
     });
     check(&BlobRecord { state: BlobState::Live, bytes: 1 << 20, at_ms: 1_700_000_000_004 });
+    check(&CubeSnapshot {
+        cube: CubeId::new("ann").expect("valid"),
+        version: Version(9),
+        embedder: Some(ModelId::new("minilm-l6-v2@53aa5117").expect("valid")),
+        dimensions: 384,
+        items: 12,
+        sections: vec![Section { kind: SectionKind::Items, bytes: 4_096, checksum: 0x0102_0304 }],
+    });
+    check(&TailRecord { items: vec![MemoryId::from_parts(1, 1), MemoryId::from_parts(2, 2)] });
     check(&SchemaGate { current: 3, min_reader: 1, min_writer: 2 });
     check(&FeedMark { stamp: Stamp::end_of(Version(11)) });
     check(&Ownership {

@@ -268,10 +268,34 @@ pub fn blob_references(tenant: &TenantId, id: BlobId) -> KeyRange {
     KeyRange::below(&pack(&(tenant.as_str(), BLOB_REFERENCE, Bytes::from(&id.0[..]))))
 }
 
+/// The cube and the purpose at the end of a reference's key.
+#[must_use]
+pub fn trailing_reference(key: &[u8]) -> Option<(CubeId, String)> {
+    let elements: Vec<Element<'_>> = unpack(key).ok()?;
+    let [.., Element::String(cube), Element::String(purpose)] = elements.as_slice() else {
+        return None;
+    };
+    Some((CubeId::new(cube.as_ref()).ok()?, purpose.clone().into_owned()))
+}
+
 /// Which items of a cube one commit changed, kept while a snapshot is older than it.
 #[must_use]
 pub fn tail(tenant: &TenantId, cube: &CubeId, version: Version) -> Vec<u8> {
     pack(&(tenant.as_str(), TAIL, cube.as_str(), version.0))
+}
+
+/// A further part of what one commit changed, where the list is too long for one value.
+#[must_use]
+pub fn tail_part(tenant: &TenantId, cube: &CubeId, version: Version, part: u16) -> Vec<u8> {
+    pack(&(tenant.as_str(), TAIL, cube.as_str(), version.0, part))
+}
+
+/// What changed in a cube up to a version, that one included.
+#[must_use]
+pub fn tails_until(tenant: &TenantId, cube: &CubeId, version: Version) -> KeyRange {
+    let mut end = tail(tenant, cube, version);
+    end.push(0xff);
+    KeyRange { start: tails(tenant, cube).start, end }
 }
 
 /// What changed in a cube since its snapshot, in order.
@@ -492,6 +516,24 @@ mod tests {
             prop_assert!(feed(&acme, shard).contains(&stamped(&acme, shard)));
             prop_assert!(!feed(&acme, shard).contains(&stamped(&acme, other)));
             prop_assert!(!feed(&acme, shard).contains(&stamped(&apex, shard)));
+        }
+
+        #[test]
+        fn tails_sort_by_version_and_are_cut_after_one(
+            version in 0_u64..1 << 50, later in 1_u64..1 << 20, part in 1_u16..,
+        ) {
+            let (tenant, cube) = (tenant("acme"), CubeId::new("ann").expect("valid"));
+            let next = Version(version + later);
+            let version = Version(version);
+            let kept = [tail(&tenant, &cube, next), tail_part(&tenant, &cube, next, part)];
+            let gone =
+                [tail(&tenant, &cube, version), tail_part(&tenant, &cube, version, part)];
+            prop_assert!(gone[0] < gone[1] && gone[1] < kept[0] && kept[0] < kept[1]);
+            let all = tails(&tenant, &cube);
+            prop_assert!(gone.iter().chain(&kept).all(|key| all.contains(key)));
+            let cut = tails_until(&tenant, &cube, version);
+            prop_assert!(gone.iter().all(|key| cut.contains(key)));
+            prop_assert!(!kept.iter().any(|key| cut.contains(key)));
         }
 
         #[test]

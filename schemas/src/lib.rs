@@ -27,6 +27,7 @@ pub mod memory;
 pub mod node;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod peer;
+pub mod snapshot;
 
 pub use blob::BlobId;
 pub use ids::{

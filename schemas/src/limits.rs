@@ -135,6 +135,35 @@ pub const PEER_WINDOW_KEPT_MS: u64 = 60_000;
 /// Routes to cubes on other nodes that are remembered.
 pub const ROUTES_MAX: usize = 65_536;
 
+/// Bytes of one blob that are moved at a time; larger blobs go in parts of this size.
+pub const BLOB_PART_BYTES: usize = 8 << 20;
+/// Parts of one blob that are under way at a time.
+pub const BLOB_PARTS_AT_ONCE: usize = 4;
+/// Milliseconds that a blob which nothing refers to is kept: longer than writing one takes.
+pub const BLOB_GRACE_MS: u64 = 3_600_000;
+
+/// Items from which on a cube gets snapshots: fewer are read from their rows about as fast.
+pub const SNAPSHOT_ITEMS_MIN: usize = 2_000;
+/// A cube in RAM gets a new snapshot when this share of its items has changed.
+pub const SNAPSHOT_TAIL_SHARE: usize = 8;
+/// Changes after which a cube in RAM gets a new snapshot, whatever their share: each costs some 30
+/// microseconds at the next hydration.
+pub const SNAPSHOT_TAIL_MAX: usize = 8_192;
+/// A cube that leaves RAM gets a new snapshot when this share of its items has changed.
+pub const SNAPSHOT_LEAVING_SHARE: usize = 64;
+/// Milliseconds between two snapshots of a cube in RAM, so that a busy one does not do little else.
+pub const SNAPSHOT_PAUSE_MS: u64 = 10_000;
+/// Snapshots that one node makes at a time: each needs as much RAM as its cube.
+pub const SNAPSHOTS_AT_ONCE: usize = 2;
+/// Snapshots that wait on one node; a cube that would be one more goes without.
+pub const SNAPSHOTS_WAITING_MAX: usize = 16;
+/// Items in one section of a snapshot, so that several processors can read it.
+pub const SNAPSHOT_SECTION_ITEMS: usize = 4_096;
+/// Vectors in one block of a cube's index and of its snapshots.
+pub const VECTOR_BLOCK_SLOTS: usize = 1_024;
+/// Changed items in one tail record: 16 bytes each, well inside a value.
+pub const TAIL_RECORD_ITEMS_MAX: usize = 8_192;
+
 /// Bytes of one part of a backup: large enough for few requests, small enough to hold two in RAM.
 pub const BACKUP_PART_BYTES_MAX: usize = 8 << 20;
 /// Bytes of the rows in one commit of a restore: well inside what FoundationDB takes.

@@ -24,6 +24,7 @@ use crate::{
     clock::sleep_ms,
     conditions::{Conditions, Occasion, Place, Touches},
     dice::{self, Dice},
+    evidence::ObjectEvent,
     plan::FaultClass,
     trace::Trace,
 };
@@ -53,6 +54,8 @@ struct State {
     touches: BTreeMap<u32, Touches>,
     /// From when on an object is found.
     found_from: BTreeMap<Path, u64>,
+    /// What became of objects, in order.
+    events: Vec<ObjectEvent>,
 }
 
 impl SimBlobs {
@@ -64,6 +67,17 @@ impl SimBlobs {
     /// The bucket as one life of a node sees it.
     pub(crate) fn handle(&self, node: u32, life: u64) -> FaultyObjectStore {
         FaultyObjectStore { blobs: self.clone(), node, life }
+    }
+
+    /// What has happened to objects so far.
+    pub(crate) fn events(&self) -> Vec<ObjectEvent> {
+        self.state().events.clone()
+    }
+
+    fn note(&self, path: &Path, bytes: Option<usize>) {
+        let at_ms = self.0.conditions.now_ms();
+        let bytes = bytes.map(|bytes| bytes as u64);
+        self.state().events.push(ObjectEvent { at_ms, path: path.to_string(), bytes });
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,10 +162,15 @@ impl FaultyObjectStore {
             let half = payload.content_length() / 2;
             let bytes = payload.iter().flat_map(|part| part.iter().copied());
             self.disk().put_opts(location, bytes.take(half).collect(), options).await?;
+            self.blobs.note(location, Some(half));
             return Err(failure("the connection broke while the object was written"));
         }
         let is_new = self.disk().head(location).await.is_err();
+        let bytes = payload.content_length();
         let result = self.disk().put_opts(location, payload, options).await;
+        if result.is_ok() {
+            self.blobs.note(location, Some(bytes));
+        }
         // An object that is overwritten was found before, and stays so.
         if result.is_ok() && is_new && conditions.strikes(FaultClass::BlobNotYet, occasion) {
             let from_ms = conditions.now_ms() + occasion.between("not yet", 0, NOT_YET_MS_MAX);
@@ -176,6 +195,7 @@ impl FaultyObjectStore {
         let location = location?;
         self.reach("delete", location.as_ref()).await?;
         self.disk().delete(&location).await?;
+        self.blobs.note(&location, None);
         Ok(location)
     }
 

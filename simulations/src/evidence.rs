@@ -52,6 +52,17 @@ pub struct Row {
     pub value: Vec<u8>,
 }
 
+/// What happened to an object in the bucket of the world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectEvent {
+    /// When: simulated milliseconds.
+    pub at_ms: u64,
+    /// Where it lies.
+    pub path: String,
+    /// How many bytes it has since then; `None` if it is gone.
+    pub bytes: Option<u64>,
+}
+
 /// How full a queue was when somebody looked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueSample {
@@ -107,6 +118,8 @@ pub struct Evidence {
     pub lives: BTreeMap<Incarnation, (NodeId, u64)>,
     /// All rows at the end.
     pub rows: BTreeMap<Vec<u8>, Row>,
+    /// What happened in the bucket, in order; the last thing is a sweep.
+    pub objects: Vec<ObjectEvent>,
     /// Every cube as it was served at the end, by tenant and cube.
     pub served: BTreeMap<(TenantId, CubeId), ServedCube>,
     /// Depths of queues, during the run and after it.

@@ -50,6 +50,8 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
     planted(Defect::UncheckedCandidate, "tenant_search", 60),
     planted(Defect::SkippedEvent, "assistant", 60),
     planted(Defect::TrimPastConsumer, "assistant", 60),
+    planted(Defect::LostTail, "assistant", 60),
+    planted(Defect::SnapshotBeforeBlob, "assistant", 60),
 ];
 
 const fn planted(defect: Defect, scenario: &'static str, within_seeds: u64) -> Planted {

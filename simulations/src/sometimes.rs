@@ -15,6 +15,7 @@ const fn point(name: &'static str, about: &'static str) -> Point {
 
 /// All of them.
 pub const POINTS: &[Point] = &[
+    point("blob.object-removed", "a sweep removed an object that nothing referred to"),
     point("claim.contended", "two nodes claimed a cube at the same time"),
     point("client.all-attempts-failed", "a caller gave up without having reached anybody"),
     point("client.other-revision", "an update met a revision that it did not expect"),
@@ -45,6 +46,10 @@ pub const POINTS: &[Point] = &[
     point("route.answered-elsewhere", "a call was answered by another node"),
     point("route.moved", "a node sent a caller on to another"),
     point("search.unindexed", "a search over a tenant read what its tables had not seen yet"),
+    point("snapshot.committed", "a cube in RAM got a snapshot"),
+    point("snapshot.committed-behind", "a cube got a snapshot after it had left RAM"),
+    point("snapshot.fallback", "a snapshot could not be used, and the rows were read"),
+    point("snapshot.loaded", "a cube was hydrated from its snapshot"),
     point("store.outcome-unknown", "the answer to a commit was lost, and was looked up"),
     point("vectors.applied", "a vector table took in a part of the feed"),
     point("vectors.build-begun", "a vector table was begun from the rows of its cubes"),

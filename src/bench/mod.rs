@@ -1,6 +1,7 @@
 //! Measurements of this program by itself, for `memcube bench`.
 
 pub mod cubes;
+pub mod hydrate;
 pub mod recall;
 pub mod recall_speed;
 pub mod vectors;

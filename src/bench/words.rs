@@ -52,7 +52,7 @@ impl Words {
 
     /// A number from 0 to 1, without 1.
     fn unit(&self) -> f64 {
-        (self.entropy.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+        unit(&self.entropy)
     }
 
     fn within(&self, range: std::ops::Range<usize>) -> usize {
@@ -78,14 +78,12 @@ impl Words {
 
     /// A random direction.
     pub(super) fn vector(&self, dimensions: usize) -> Vec<f32> {
-        // Four uniform values together are close to a normal one, so no direction is preferred.
-        let normal = || (0..4).map(|_| self.unit() - 0.5).sum::<f64>() as f32;
-        let mut vector: Vec<f32> = (0..dimensions).map(|_| normal()).collect();
-        let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
-        for value in &mut vector {
-            *value /= length;
-        }
-        vector
+        direction(&self.entropy, dimensions)
+    }
+
+    /// A random direction that depends on a seed alone.
+    pub(super) fn direction(seed: u64, dimensions: usize) -> Vec<f32> {
+        direction(&SeededEntropy::new(seed), dimensions)
     }
 
     /// The memory with this number: one turn of a conversation of two.
@@ -117,6 +115,21 @@ impl Words {
             version: Version(1),
         }
     }
+}
+
+fn unit(entropy: &SeededEntropy) -> f64 {
+    (entropy.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn direction(entropy: &SeededEntropy, dimensions: usize) -> Vec<f32> {
+    // Four uniform values together are close to a normal one, so no direction is preferred.
+    let normal = || (0..4).map(|_| unit(entropy) - 0.5).sum::<f64>() as f32;
+    let mut vector: Vec<f32> = (0..dimensions).map(|_| normal()).collect();
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    for value in &mut vector {
+        *value /= length;
+    }
+    vector
 }
 
 fn memory_id(number: usize) -> MemoryId {

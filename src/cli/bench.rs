@@ -11,6 +11,7 @@ use self::ingest::IngestReport;
 use super::{options::Options, output, running};
 use crate::bench::{
     cubes::{self, CubesReport, RegisterReport},
+    hydrate::{self, HydrateReport},
     recall::{self, RecallOptions, RecallReport},
     recall_speed::{self, SpeedReport},
     vectors::{self, VectorsReport},
@@ -30,6 +31,8 @@ pub(crate) enum BenchCommand {
     Ingest(IngestArgs),
     /// Measure a store that holds many cubes: start, memory, adds, hydration.
     Cubes(CubesArgs),
+    /// Measure how long a cube takes into RAM, from its snapshot and from its rows.
+    Hydrate(HydrateArgs),
 }
 
 const RECALL_EXAMPLES: &str = "\
@@ -127,6 +130,24 @@ pub(crate) struct CubesArgs {
     sample: usize,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "The store lies in DIR, which must be empty, and stays there.\n\n\
+    Example:\n  memcube bench hydrate --dir run/hydrate --items 100000 --tail 1000 --json")]
+pub(crate) struct HydrateArgs {
+    /// The directory of the store.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Memories in the cube; no model is needed.
+    #[arg(long, value_name = "N")]
+    items: usize,
+    /// Of them, how many are added after the snapshot; at most one in 64.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    tail: usize,
+    /// How often the cube is hydrated from its snapshot, and a tenth as often from its rows.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    rounds: usize,
+}
+
 pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Recall(args) => run_recall(options, args),
@@ -134,6 +155,7 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
         BenchCommand::Vectors(args) => run_vectors(options, &args),
         BenchCommand::Ingest(args) => run_ingest(options, &args),
         BenchCommand::Cubes(args) => run_cubes(options, &args),
+        BenchCommand::Hydrate(args) => run_hydrate(options, &args),
     }
 }
 
@@ -260,5 +282,23 @@ fn run_cubes(options: &Options, args: &CubesArgs) -> Result<()> {
         "{cubes} cubes: started in {start_ms:.1} ms, {resident} MB; of {sample} of them:\n\
          add, cold: {}\nadd, hot:  {}\nhydrate:   {}",
         report.add_cold_ms, report.add_hot_ms, report.hydrate_ms
+    ))
+}
+
+fn run_hydrate(options: &Options, args: &HydrateArgs) -> Result<()> {
+    running::start_quiet_logging(&options.settings()?.log)?;
+    let is_empty = std::fs::read_dir(&args.dir).map_or(true, |mut found| found.next().is_none());
+    anyhow::ensure!(is_empty, "`{}` is not empty; choose another `--dir`", args.dir.display());
+    let HydrateArgs { dir, items, tail, rounds } = args;
+    let measure = hydrate::run(dir, *items, *tail, *rounds);
+    let report = running::runtime()?.block_on(Box::pin(measure))?;
+    if options.json {
+        return output::json(&report);
+    }
+    let HydrateReport { items, tail, rounds, snapshot_bytes, snapshot_ms, rows_ms } = report;
+    output::line(format_args!(
+        "{items} items, {tail} of them after the snapshot of {:.1} MB, {rounds} rounds\n\
+         from snapshot and tail: {snapshot_ms}\nfrom rows:              {rows_ms}",
+        snapshot_bytes as f64 / 1e6
     ))
 }

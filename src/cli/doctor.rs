@@ -22,7 +22,7 @@ use crate::{environment, storage::FoundationDbStore};
 use crate::{
     inference,
     settings::{EmbedderKind, EmbedderSettings, Settings, StoreKind, StoreSettings},
-    storage::EmbeddedStore,
+    storage::{self, EmbeddedStore, blobs::Place},
 };
 #[cfg(feature = "fdb")]
 use memcube_actors::storage::gate;
@@ -151,6 +151,7 @@ fn examine(settings: &Settings) -> Vec<Finding> {
         disk_space(data_dir.path()),
         server_check(server.as_deref()),
         store(settings, server.as_deref()),
+        blobs(settings),
         listen_address(settings.http.listen, server.as_deref()),
     ];
     match settings.embedder.kind {
@@ -263,6 +264,37 @@ fn store(settings: &Settings, server: Option<&str>) -> Finding {
     }
 }
 
+fn blobs(settings: &Settings) -> Finding {
+    const CHECK: &str = "blobs";
+    let place = match Place::of(settings) {
+        Ok(place) => place,
+        Err(error) => return bad(CHECK, error.message(), "set `blobs.url` to an object store"),
+    };
+    match place {
+        Place::Nowhere => return skipped(CHECK, "there are none, as the settings say"),
+        Place::Memory => return skipped(CHECK, "they are kept in RAM only, as the settings say"),
+        Place::Directory(path) if !path.exists() => {
+            let detail = format!("`{}` is not there yet; the first start makes it", path.display());
+            return good(CHECK, detail);
+        }
+        Place::Directory(_) | Place::Bucket { .. } => {}
+    }
+    let name = format!("doctor-{}", std::process::id());
+    let probed = || -> crate::Result<String> {
+        let Some(objects) = storage::blobs::open(settings)? else { return Ok(String::new()) };
+        let failed = |error: anyhow::Error| crate::Error::internal(error.to_string());
+        let runtime = running::runtime().map_err(failed)?;
+        runtime.block_on(memcube_actors::storage::blobs::probe(&*objects, &name))?;
+        Ok(objects.to_string())
+    };
+    let remedy =
+        "mend what it names; until then cubes are read from their rows, which takes longer";
+    match probed() {
+        Ok(objects) => good(CHECK, format!("`{objects}` can be written and read")),
+        Err(error) => bad(CHECK, error.message(), remedy),
+    }
+}
+
 fn read_store(dir: &Path) -> crate::Result<usize> {
     let failed = |error: anyhow::Error| crate::Error::internal(error.to_string());
     let runtime = running::runtime().map_err(failed)?;
@@ -301,7 +333,7 @@ fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
 #[cfg(not(feature = "fdb"))]
 fn check_foundationdb(settings: &StoreSettings) -> crate::Result<String> {
     let runtime = running::runtime().map_err(|error| crate::Error::internal(error.to_string()))?;
-    runtime.block_on(crate::storage::open_foundationdb(settings))?;
+    runtime.block_on(storage::open_foundationdb(settings))?;
     Ok(String::new())
 }
 

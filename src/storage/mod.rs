@@ -1,5 +1,6 @@
-//! Backends of the state store port that need a disk, or a cluster.
+//! Backends of the ports of storage that need a disk, or a cluster.
 
+pub mod blobs;
 mod embedded;
 #[cfg(feature = "fdb")]
 pub mod foundationdb;

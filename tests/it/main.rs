@@ -11,6 +11,8 @@ mod http;
 mod memos;
 mod model;
 mod process;
+#[cfg(feature = "s3")]
+mod s3;
 mod support;
 mod tidy;
 #[cfg(feature = "lance")]

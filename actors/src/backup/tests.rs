@@ -62,6 +62,7 @@ impl Place {
         };
         let cubes = Cubes::start(NodeParts {
             vectors: None,
+            blobs: None,
             store: Arc::clone(&store),
             environment: environment.clone(),
             embedder,

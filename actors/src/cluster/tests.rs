@@ -88,6 +88,7 @@ impl World {
             hot_cubes_max: 100,
             cluster: Some(ClusterParts { transport, settings: ClusterSettings::default() }),
             vectors: None,
+            blobs: None,
         };
         self.nodes.push(Cubes::start(parts).await.expect("started"));
     }

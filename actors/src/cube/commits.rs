@@ -19,6 +19,7 @@ use super::{
     journal::{self, Recorded},
     message::Successor,
     parts,
+    snapshots::{self, CommittingSnapshot},
 };
 use crate::{
     defects::Defect,
@@ -40,6 +41,18 @@ enum Then {
     Erased(Reply),
     /// The cube is another node's.
     HandedOver(oneshot::Sender<Result<()>>),
+    /// The manifest names another snapshot.
+    Snapshot(CommittingSnapshot),
+}
+
+impl Then {
+    /// Whether a check on this key says nothing about the cube, only about its next snapshot.
+    fn is_refused_by(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Snapshot(committing) => committing.row == key,
+            Self::GoOn | Self::Erased(_) | Self::HandedOver(_) => false,
+        }
+    }
 }
 
 /// Changes that share one commit.
@@ -49,11 +62,16 @@ struct Batch {
     events: Vec<(CubeEvent, String)>,
     requests: Vec<(RequestId, RequestRecord)>,
     manifest: Option<CubeManifest>,
+    /// Whether the cube has no snapshot afterwards, because an item is purged.
+    drops_snapshot: bool,
 }
 
 impl Running {
     /// Decides what waits and commits it, unless a commit is under way.
     pub(super) fn start_commit(&mut self, myself: &ActorRef<CubeMessage>) {
+        if self.start_snapshot_commit(myself) {
+            return;
+        }
         if self.in_flight.is_some() || self.waiting.is_empty() {
             return;
         }
@@ -70,10 +88,16 @@ impl Running {
         }
         let version = self.cube.manifest.version.next();
         let events = batch.events.iter().map(|(event, _)| event);
-        let manifest = journal::next_manifest(&self.cube, events, version, now_ms);
+        let mut manifest = journal::next_manifest(&self.cube, events, version, now_ms);
+        let let_go = self.let_go_of_purged(&mut batch, &mut manifest);
+        let keeps_tail = manifest.snapshot.is_some() || self.snapshot.is_under_way();
         let recorded: Vec<Recorded<'_>> =
             batch.events.iter().map(|(event, by)| Recorded { event, by }).collect();
         let mut mutations = journal::mutations(&self.cube, &recorded, &batch.requests, &manifest);
+        mutations.extend(let_go);
+        if keeps_tail && !self.environment.plants(Defect::LostTail) {
+            mutations.extend(journal::tail(&self.cube.key, &recorded, version));
+        }
         self.plant_in(&mut mutations, version);
         batch.manifest = Some(manifest);
         if self.environment.plants(Defect::AckBeforeCommit) {
@@ -85,7 +109,40 @@ impl Running {
             }
         }
         self.in_flight = Some(InFlight { batch, then: Then::GoOn });
-        self.spawn_commit(myself, mutations);
+        self.spawn_commit(myself, None, mutations);
+    }
+
+    /// Commits a snapshot by itself: what refuses it must not refuse a change.
+    pub(super) fn commit_snapshot(
+        &mut self,
+        myself: &ActorRef<CubeMessage>,
+        committing: CommittingSnapshot,
+        check: Check,
+        mutations: Vec<Mutation>,
+    ) {
+        let then = Then::Snapshot(committing);
+        self.in_flight = Some(InFlight { batch: Batch::default(), then });
+        self.spawn_commit(myself, Some(check), mutations);
+    }
+
+    /// What is purged must not live on in a snapshot, which holds whole items.
+    fn let_go_of_purged(
+        &mut self,
+        batch: &mut Batch,
+        manifest: &mut CubeManifest,
+    ) -> Vec<Mutation> {
+        let is_purge = |event: &CubeEvent| match event {
+            CubeEvent::MemoryDeleted { purge, .. } => *purge,
+            CubeEvent::MemoryAdded { .. }
+            | CubeEvent::MemoryRepeated { .. }
+            | CubeEvent::MemoryUpdated { .. } => false,
+        };
+        if !batch.events.iter().any(|(event, _)| is_purge(event)) {
+            return Vec::new();
+        }
+        self.snapshot.cancel();
+        batch.drops_snapshot = true;
+        snapshots::drop_snapshot(&self.cube.key, manifest)
     }
 
     /// Two of the planted bugs: rows that a commit should have written and does not.
@@ -132,12 +189,18 @@ impl Running {
         batch
     }
 
-    fn spawn_commit(&self, myself: &ActorRef<CubeMessage>, mutations: Vec<Mutation>) {
+    fn spawn_commit(
+        &self,
+        myself: &ActorRef<CubeMessage>,
+        also: Option<Check>,
+        mutations: Vec<Mutation>,
+    ) {
         let mut checks: Vec<Check> =
             vec![journal::ownership_check(&self.cube.key, &self.cube.claim)];
         if self.environment.plants(Defect::NoFenceCheck) {
             checks.clear();
         }
+        checks.extend(also);
         let (store, environment) = (Arc::clone(&self.store), self.environment.clone());
         let myself = myself.clone();
         self.environment.spawn(async move {
@@ -158,6 +221,10 @@ impl Running {
             Ok(_) => {
                 self.make_visible(batch);
                 self.follow(myself, then);
+            }
+            Err(StoreError::Conflict { key }) if then.is_refused_by(&key) => {
+                self.environment.reach("snapshot.blob-given-up", "");
+                self.go_on(myself);
             }
             Err(StoreError::Conflict { .. }) => {
                 self.environment.reach("cube.fenced", "");
@@ -191,6 +258,10 @@ impl Running {
     fn follow(&mut self, myself: &ActorRef<CubeMessage>, then: Then) {
         match then {
             Then::GoOn => self.go_on(myself),
+            Then::Snapshot(committed) => {
+                self.snapshot_committed(committed);
+                self.go_on(myself);
+            }
             Then::Erased(reply) => {
                 reply.answer(Ok(CubeAnswer::Erased));
                 myself.stop(Some(STOPPED_ERASED.to_owned()));
@@ -198,6 +269,7 @@ impl Running {
             Then::HandedOver(reply) => {
                 self.environment.reach("cube.handed-over", self.cube.key.cube.as_str());
                 let _ = reply.send(Ok(()));
+                self.has_left = true;
                 let _ = myself.drain();
             }
         }
@@ -209,11 +281,14 @@ impl Running {
             myself.stop(Some(STOPPED_FENCED.to_owned()));
             return;
         }
+        self.consider_snapshot(myself);
         self.start_commit(myself);
         self.leave_if_idle(myself);
     }
 
     fn make_visible(&mut self, batch: Batch) {
+        self.cube.tail_items += batch.events.len();
+        self.cube.has_snapshot &= !batch.drops_snapshot;
         for (event, _) in batch.events {
             self.cube.apply(event);
         }
@@ -231,11 +306,12 @@ impl Running {
             reply.answer(Err(Error::unavailable("the cube is being written; retry")));
             return;
         }
+        self.snapshot.cancel();
         self.in_flight = Some(InFlight { batch: Batch::default(), then: Then::Erased(reply) });
-        let (claim, version) = (&self.cube.claim, self.cube.manifest.version);
         let now_ms = self.environment.unix_ms();
-        let mutations = journal::erase(&self.cube.key, claim, version, now_ms);
-        self.spawn_commit(myself, mutations);
+        let manifest = Some(&self.cube.manifest);
+        let mutations = journal::erase(&self.cube.key, &self.cube.claim, manifest, now_ms);
+        self.spawn_commit(myself, None, mutations);
     }
 
     /// Names the next owner in the store; from then on this one is refused.
@@ -245,7 +321,7 @@ impl Running {
             vec![journal::pass_ownership(&self.cube.key, &self.cube.claim, node, incarnation)];
         let then = Then::HandedOver(reply);
         self.in_flight = Some(InFlight { batch: Batch::default(), then });
-        self.spawn_commit(myself, mutations);
+        self.spawn_commit(myself, None, mutations);
     }
 }
 
@@ -281,7 +357,7 @@ fn refuse(batch: Batch, then: Then, error: &Error) {
         change.reply.answer(Err(error.clone()));
     }
     match then {
-        Then::GoOn => {}
+        Then::GoOn | Then::Snapshot(_) => {}
         Then::Erased(reply) => reply.answer(Err(error.clone())),
         Then::HandedOver(reply) => {
             let _ = reply.send(Err(error.clone()));

@@ -17,7 +17,9 @@ use tokio::sync::watch;
 
 use super::{
     journal,
+    load::Loaded,
     recall::embedding_text,
+    snapshots::{self, SnapshotKeeper},
     state::{Claim, CubeKey, CubeState},
 };
 use crate::{
@@ -37,6 +39,13 @@ const REEMBED_COMMIT_ITEMS: usize = 256;
 /// Vectors by the item they belong to.
 type Vectors = BTreeMap<MemoryId, Vec<f32>>;
 
+/// What was read of a cube from its rows.
+struct Rows {
+    state: CubeState,
+    items: Vec<MemoryItem>,
+    vectors: Vectors,
+}
+
 /// When a node may claim a cube.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claiming {
@@ -51,6 +60,8 @@ pub(crate) enum Claiming {
 pub(crate) struct Hydrator {
     pub(crate) store: SharedStore,
     pub(crate) environment: Environment,
+    /// Where snapshots lie, if cubes have any.
+    pub(crate) snapshots: Option<SnapshotKeeper>,
     embedder: Option<EmbedderHandle>,
     views: watch::Receiver<View>,
     /// Cubes that were read ahead of a hand-over, oldest first, each with the time when.
@@ -61,10 +72,11 @@ impl Hydrator {
     pub(crate) fn new(
         store: SharedStore,
         environment: Environment,
+        snapshots: Option<SnapshotKeeper>,
         embedder: Option<EmbedderHandle>,
         views: watch::Receiver<View>,
     ) -> Self {
-        Self { store, environment, embedder, views, standbys: Arc::default() }
+        Self { store, environment, snapshots, embedder, views, standbys: Arc::default() }
     }
 
     /// Claims a cube and reads everything it holds.
@@ -79,14 +91,25 @@ impl Hydrator {
         let claim = self.claim(&key, Claiming::IfFree).await?;
         // The former owner may have written between the first read and the claim, but not since.
         let manifest = self.read_manifest(&key).await?;
-        if let Some(mut standby) = standby.filter(|standby| standby.manifest == manifest) {
+        if let Some(mut standby) = standby.filter(|standby| is_same(&standby.manifest, &manifest)) {
             self.environment.reach("hydrate.standby-used", key.cube.as_str());
             standby.claim = claim;
+            standby.manifest = manifest;
             return Ok(standby);
         }
-        let (mut state, items, mut vectors) = self.read_rows(key, claim, manifest).await?;
-        self.embed_missing(&mut state, &items, &mut vectors).await?;
-        self.fill(state, items, vectors).await
+        let state = CubeState::new(key, claim, manifest, self.model());
+        match self.load(state).await? {
+            Loaded::Whole(state) => Ok(*state),
+            Loaded::Not(state) => {
+                let mut rows = self.read_rows(*state).await?;
+                self.embed_missing(&mut rows).await?;
+                self.fill(rows).await
+            }
+        }
+    }
+
+    fn model(&self) -> Option<ModelId> {
+        self.embedder.as_ref().map(|embedder| embedder.model().clone())
     }
 
     /// Reads a cube that another node owns, so that a hand-over to this node is short. What is read
@@ -98,13 +121,18 @@ impl Hydrator {
         let manifest = self.read_manifest(&key).await?;
         // A claim that no commit ever checks.
         let claim = Claim { epoch: Epoch::default(), row: Version::default() };
-        let (state, items, vectors) = self.read_rows(key, claim, manifest).await?;
-        let is_embedded = |item: &MemoryItem| vectors.contains_key(&item.id);
-        if self.embedder.is_some() && !items.iter().all(is_embedded) {
-            // What is missing, its owner will embed.
-            return Ok(());
-        }
-        let state = self.fill(state, items, vectors).await?;
+        let state = match self.load(CubeState::new(key, claim, manifest, self.model())).await? {
+            Loaded::Whole(state) => *state,
+            Loaded::Not(state) => {
+                let rows = self.read_rows(*state).await?;
+                let is_embedded = |item: &MemoryItem| rows.vectors.contains_key(&item.id);
+                if self.embedder.is_some() && !rows.items.iter().all(is_embedded) {
+                    // What is missing, its owner will embed.
+                    return Ok(());
+                }
+                self.fill(rows).await?
+            }
+        };
         self.drop_standby(&state.key);
         let mut standbys = self.standbys();
         standbys.push_back((self.environment.monotonic_us(), state));
@@ -132,38 +160,30 @@ impl Hydrator {
     }
 
     /// Reads the items of a cube, and their vectors as far as there are any.
-    async fn read_rows(
-        &self,
-        key: CubeKey,
-        claim: Claim,
-        manifest: CubeManifest,
-    ) -> Result<(CubeState, Vec<MemoryItem>, Vectors)> {
-        let model = self.embedder.as_ref().map(|embedder| embedder.model().clone());
-        let vectors = match &manifest.embedder {
-            Some(embedder) if Some(embedder) == model.as_ref() => {
-                self.read_vectors(&key, embedder).await?
+    async fn read_rows(&self, state: CubeState) -> Result<Rows> {
+        let vectors = match (&state.manifest.embedder, &state.model) {
+            (Some(embedder), Some(model)) if embedder == model => {
+                self.read_vectors(&state.key, embedder).await?
             }
-            Some(_) | None => BTreeMap::new(),
+            (Some(_) | None, _) => BTreeMap::new(),
         };
-        let items = self.read_items(&key).await?;
-        Ok((CubeState::new(key, claim, manifest, model), items, vectors))
+        let items = self.read_items(&state.key).await?;
+        Ok(Rows { state, items, vectors })
     }
 
     /// Puts together what was read.
-    async fn fill(
-        &self,
-        mut state: CubeState,
-        items: Vec<MemoryItem>,
-        mut vectors: Vectors,
-    ) -> Result<CubeState> {
-        for item in items {
-            let vector = vectors.remove(&item.id);
-            state.insert(item, vector.as_deref());
-        }
-        for (id, record) in self.read_requests(&state.key).await? {
-            state.remember_request(id, record);
-        }
-        Ok(state)
+    async fn fill(&self, rows: Rows) -> Result<CubeState> {
+        let requests = self.read_requests(&rows.state.key).await?;
+        let filled = self.environment.compute(move || {
+            let Rows { mut state, items, mut vectors } = rows;
+            for item in items {
+                let vector = vectors.remove(&item.id);
+                state.insert(item, vector.as_deref());
+            }
+            state.remember_requests(requests);
+            state
+        });
+        filled.await.ok_or_else(|| Error::internal("putting a cube together panicked"))
     }
 
     /// Clears a cube's rows without reading its items.
@@ -173,9 +193,9 @@ impl Hydrator {
     /// meanwhile.
     pub(crate) async fn erase(&self, key: &CubeKey) -> Result<()> {
         let claim = self.claim(key, Claiming::ByForce).await?;
-        // Of a cube that cannot be read, nobody knows the version.
-        let version = self.read_manifest(key).await.map_or(Version(0), |manifest| manifest.version);
-        let mutations = journal::erase(key, &claim, version, self.environment.unix_ms());
+        let manifest = self.read_manifest(key).await.ok();
+        let now_ms = self.environment.unix_ms();
+        let mutations = journal::erase(key, &claim, manifest.as_ref(), now_ms);
         self.commit_as_owner(key, &claim, mutations).await
     }
 
@@ -246,7 +266,7 @@ impl Hydrator {
         Ok(())
     }
 
-    async fn read_all(&self, range: keys::KeyRange) -> Result<Vec<Entry>> {
+    pub(super) async fn read_all(&self, range: keys::KeyRange) -> Result<Vec<Entry>> {
         let mut range = range;
         let mut entries = Vec::new();
         loop {
@@ -278,7 +298,7 @@ impl Hydrator {
         Ok(vectors)
     }
 
-    async fn read_requests(
+    pub(super) async fn read_requests(
         &self,
         key: &CubeKey,
     ) -> Result<Vec<(memcube_schemas::RequestId, RequestRecord)>> {
@@ -295,12 +315,8 @@ impl Hydrator {
 
     /// Embeds items that have no vector of the configured model: they were written without one, or
     /// under another model, whose vectors leave in the same commit as the new ones arrive.
-    async fn embed_missing(
-        &self,
-        state: &mut CubeState,
-        items: &[MemoryItem],
-        vectors: &mut Vectors,
-    ) -> Result<()> {
+    async fn embed_missing(&self, rows: &mut Rows) -> Result<()> {
+        let Rows { state, items, vectors } = rows;
         let (Some(embedder), Some(model)) = (&self.embedder, state.model.clone()) else {
             return Ok(());
         };
@@ -309,7 +325,8 @@ impl Hydrator {
         for group in missing.chunks(REEMBED_COMMIT_ITEMS) {
             let texts = group.iter().map(|item| embedding_text(&item.text)).collect();
             let embeddings = embedder.embed(texts, Priority::Bulk).await?;
-            let mut mutations = Vec::with_capacity(group.len() + 2);
+            // A snapshot does not know the new vectors, and no tail tells of them.
+            let mut mutations = snapshots::drop_snapshot(&state.key, &mut state.manifest);
             if let Some(former) = state.manifest.embedder.as_ref().filter(|id| **id != model) {
                 let range = keys::vectors(&state.key.tenant, &state.key.cube, former);
                 mutations.push(Mutation::ClearRange { range });
@@ -325,6 +342,11 @@ impl Hydrator {
         }
         Ok(())
     }
+}
+
+/// Whether a cube is the same under both manifests, apart from the snapshot that they name.
+fn is_same(left: &CubeManifest, right: &CubeManifest) -> bool {
+    CubeManifest { snapshot: right.snapshot.clone(), ..left.clone() } == *right
 }
 
 fn first_entry(output: &ReadOutput) -> Option<&Entry> {

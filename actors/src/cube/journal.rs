@@ -1,6 +1,8 @@
 //! From decided changes to one commit: item, vector, history, request record and manifest together,
 //! under the condition that this actor still owns the cube.
 
+use std::collections::BTreeSet;
+
 use memcube_schemas::{
     Epoch, Incarnation, MemoryId, ModelId, NodeId, RequestId, Version,
     codec::encode,
@@ -8,9 +10,12 @@ use memcube_schemas::{
     cube::{CubeManifest, Ownership, RequestRecord},
     feed::{FeedChange, FeedRecord, ItemChange},
     keys::{self, KeyRange},
+    limits::TAIL_RECORD_ITEMS_MAX,
     memory::{ChangeReason, MemoryItem, MemoryRevision, MemoryVector},
+    snapshot::TailRecord,
 };
 
+use super::snapshots;
 use super::state::{Claim, CubeKey, CubeState};
 use crate::{
     defects::Defect,
@@ -84,6 +89,22 @@ pub(crate) fn mutations(
         },
     ));
     mutations
+}
+
+/// Tells which items a commit changes, for whoever reads the cube from a snapshot.
+pub(super) fn tail(key: &CubeKey, recorded: &[Recorded<'_>], version: Version) -> Vec<Mutation> {
+    let CubeKey { tenant, cube } = key;
+    let items: BTreeSet<MemoryId> =
+        recorded.iter().map(|change| item_change(change.event).0).collect();
+    let items: Vec<MemoryId> = items.into_iter().collect();
+    let record = |(part, items): (u16, &[MemoryId])| {
+        let key = match part {
+            0 => keys::tail(tenant, cube, version),
+            part => keys::tail_part(tenant, cube, version, part),
+        };
+        Mutation::Set { key, value: encode(&TailRecord { items: items.to_vec() }) }
+    };
+    (0..).zip(items.chunks(TAIL_RECORD_ITEMS_MAX)).map(record).collect()
 }
 
 /// What making a cube writes.
@@ -227,7 +248,18 @@ fn keep_former(
 }
 
 /// What deleting a whole cube clears.
-pub(crate) fn erase(key: &CubeKey, claim: &Claim, version: Version, now_ms: i64) -> Vec<Mutation> {
+///
+/// Of a cube that cannot be read nobody knows the version, nor the snapshot, whose reference then
+/// the sweep removes.
+pub(crate) fn erase(
+    key: &CubeKey,
+    claim: &Claim,
+    manifest: Option<&CubeManifest>,
+    now_ms: i64,
+) -> Vec<Mutation> {
+    let version = manifest.map_or(Version(0), |manifest| manifest.version);
+    let snapshot = manifest.and_then(|manifest| manifest.snapshot.as_ref());
+    let let_go = snapshot.map(|snapshot| snapshots::let_go(key, snapshot.blob));
     let ranges: Vec<KeyRange> = keys::everything_of_cube(&key.tenant, &key.cube);
     let record = FeedRecord {
         cube: key.cube.clone(),
@@ -237,7 +269,7 @@ pub(crate) fn erase(key: &CubeKey, claim: &Claim, version: Version, now_ms: i64)
         change: FeedChange::CubeErased,
     };
     let clear = ranges.into_iter().map(|range| Mutation::ClearRange { range });
-    clear.chain(feed(key, &record)).collect()
+    clear.chain(let_go).chain(feed(key, &record)).collect()
 }
 
 /// Names the next owner of a cube.

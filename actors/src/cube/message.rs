@@ -7,6 +7,7 @@ use memcube_schemas::{
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::snapshots::{LeftBehind, MadeSnapshot};
 use crate::{error::Result, storage::StoreError};
 
 /// Where an answer goes. It carries the caller's place in the cube's queue, so that the place is
@@ -58,8 +59,10 @@ pub(crate) enum CubeMessage {
     Committed { outcome: std::result::Result<Version, StoreError> },
     /// The ownership row was read, for the sake of waiting reads: is the cube still ours?
     Confirmed { outcome: std::result::Result<bool, StoreError> },
-    /// The host wants the cube out of RAM.
-    Passivate,
+    /// The task that makes a snapshot ended.
+    SnapshotMade { made: Box<Result<MadeSnapshot>>, left: LeftBehind },
+    /// The host wants the cube out of RAM, with a snapshot if there is time for one.
+    Passivate { has_time: bool },
     /// The host wants the cube on another node.
     HandOver(Successor),
 }

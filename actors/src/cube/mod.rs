@@ -8,16 +8,19 @@
 //! Invariant: nothing is answered before its commit is durable, and what is answered is findable.
 //! At most one commit is under way; changes that arrive meanwhile share the next one.
 
+mod archive;
 mod commits;
 mod decide;
 mod handle;
 mod hydrate;
 mod journal;
+mod load;
 mod message;
 mod parts;
 mod reads;
 pub mod recall;
 mod requests;
+mod snapshots;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -27,7 +30,7 @@ use std::collections::VecDeque;
 use memcube_schemas::call::CubeCall;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use self::{commits::InFlight, message::Successor, reads::Reads};
+use self::{commits::InFlight, message::Successor, reads::Reads, snapshots::Snapshots};
 pub use self::{
     handle::CubeHandle,
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
@@ -38,6 +41,7 @@ pub(crate) use self::{
     journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
     requests::check_search,
+    snapshots::SnapshotKeeper,
     state::{Claim, CubeKey, CubeState, text_hash},
 };
 use crate::{
@@ -52,6 +56,9 @@ pub(crate) const STOPPED_FENCED: &str = "fenced";
 /// The reason with which a cube stops after it was erased.
 pub(crate) const STOPPED_ERASED: &str = "erased";
 
+/// As what a cube refers to the blob of its snapshot.
+pub(crate) const SNAPSHOT: &str = "snapshot";
+
 pub(crate) struct CubeActor;
 
 /// What a cube is started with: it was hydrated before.
@@ -61,6 +68,8 @@ pub(crate) struct CubeArguments {
     pub(crate) environment: Environment,
     /// Whether another node may take the cube over, so that reads need the store's word.
     pub(crate) confirms_reads: bool,
+    /// How it gets snapshots, if it does.
+    pub(crate) snapshots: Option<SnapshotKeeper>,
 }
 
 pub(crate) struct Running {
@@ -72,7 +81,13 @@ pub(crate) struct Running {
     waiting: VecDeque<Change>,
     reads: Reads,
     in_flight: Option<InFlight>,
+    snapshots: Option<SnapshotKeeper>,
+    snapshot: Snapshots,
     is_passivating: bool,
+    /// Whether there is time for a snapshot before the cube leaves RAM.
+    has_time: bool,
+    /// The last message has been dealt with, or will be soon.
+    has_left: bool,
     /// A look at the store has shown another owner: the cube ends with the commit under way.
     is_lost: bool,
     successor: Option<Successor>,
@@ -88,7 +103,7 @@ impl Actor for CubeActor {
         _myself: ActorRef<Self::Msg>,
         arguments: CubeArguments,
     ) -> Result<Running, ActorProcessingErr> {
-        let CubeArguments { state, store, environment, confirms_reads } = arguments;
+        let CubeArguments { state, store, environment, confirms_reads, snapshots } = arguments;
         let ids = MemoryIds::after(state.items.last_key_value().map(|(id, _)| *id));
         Ok(Running {
             cube: state,
@@ -99,7 +114,11 @@ impl Actor for CubeActor {
             waiting: VecDeque::new(),
             reads: Reads::default(),
             in_flight: None,
+            snapshots,
+            snapshot: Snapshots::default(),
             is_passivating: false,
+            has_time: false,
+            has_left: false,
             is_lost: false,
             successor: None,
         })
@@ -115,8 +134,12 @@ impl Actor for CubeActor {
             CubeMessage::Call { call, by, reply } => running.call(&myself, call, by, reply),
             CubeMessage::Committed { outcome } => running.committed(&myself, outcome),
             CubeMessage::Confirmed { outcome } => running.confirmed(&myself, outcome),
-            CubeMessage::Passivate => {
+            CubeMessage::SnapshotMade { made, left } => {
+                running.snapshot_made(&myself, *made, left);
+            }
+            CubeMessage::Passivate { has_time } => {
                 running.is_passivating = true;
+                running.has_time = has_time;
                 running.leave_if_idle(&myself);
             }
             CubeMessage::HandOver(successor) => {
@@ -155,6 +178,10 @@ impl Running {
         match self.successor.take() {
             Some(successor) => self.hand_over(myself, successor),
             None => {
+                if self.has_time && !self.has_left {
+                    self.leave_snapshot(myself);
+                }
+                self.has_left = true;
                 let _ = myself.drain();
             }
         }

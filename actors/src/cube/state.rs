@@ -42,6 +42,13 @@ pub(crate) struct CubeState {
     pub(crate) tails: BTreeMap<ConversationId, MemoryId>,
     pub(crate) requests: BTreeMap<RequestId, RequestRecord>,
     request_ages: BTreeMap<(Version, RequestId), ()>,
+    /// Whether the snapshot that the manifest names can be read, as far as is known.
+    pub(crate) has_snapshot: bool,
+    /// Changes since that snapshot.
+    pub(crate) tail_items: usize,
+    /// Whether an item came without a vector although there is a model. Read from its rows the next
+    /// time, the cube gets it; a snapshot would hide that it is missing.
+    pub(crate) lacks_vectors: bool,
     pub(crate) recall: RecallIndex,
 }
 
@@ -63,6 +70,9 @@ impl CubeState {
             tails: BTreeMap::new(),
             requests: BTreeMap::new(),
             request_ages: BTreeMap::new(),
+            has_snapshot: false,
+            tail_items: 0,
+            lacks_vectors: false,
             recall: RecallIndex::default(),
         }
     }
@@ -73,12 +83,57 @@ impl CubeState {
         if let Some(conversation) = &item.conversation {
             self.tails.insert(conversation.clone(), item.id);
         }
+        self.recall_item(&item, vector);
+        self.items.insert(item.id, Arc::new(item));
+    }
+
+    /// Takes in everything at once: unchanged items of a snapshot with the index that knows them,
+    /// and the items that have changed since, both in the order of their ids.
+    pub(crate) fn take_in(
+        &mut self,
+        items: impl Iterator<Item = (u64, MemoryItem)>,
+        recall: RecallIndex,
+        changed: Vec<(MemoryItem, Option<Vec<f32>>)>,
+    ) {
+        self.recall = recall;
+        for (item, vector) in &changed {
+            self.recall_item(item, vector.as_deref());
+        }
+        let changed = changed.into_iter().map(|(item, _)| (text_hash(&item.text), item));
+        let mut merged: Vec<(u64, MemoryItem)> = items.chain(changed).collect();
+        // Two sorted runs, which the sort finds and merges.
+        merged.sort_by_key(|(_, item)| item.id);
+        // Of two items with one text the newer counts, as where one is inserted after the other.
+        self.by_text = merged.iter().map(|(hash, item)| (*hash, item.id)).collect();
+        let mut spoken: Option<(&ConversationId, MemoryId)> = None;
+        for (_, item) in &merged {
+            let Some(conversation) = &item.conversation else { continue };
+            match &mut spoken {
+                Some((same, last)) if *same == conversation => *last = item.id,
+                _ => {
+                    let before = spoken.replace((conversation, item.id));
+                    self.tails.extend(before.map(|(id, last)| (id.clone(), last)));
+                }
+            }
+        }
+        self.tails.extend(spoken.map(|(id, last)| (id.clone(), last)));
+        self.items = merged.into_iter().map(|(_, item)| (item.id, Arc::new(item))).collect();
+    }
+
+    fn recall_item(&mut self, item: &MemoryItem, vector: Option<&[f32]>) {
+        self.lacks_vectors |= vector.is_none() && self.model.is_some();
         if item.status.is_recalled() {
-            self.recall.insert(&item, vector);
+            self.recall.insert(item, vector);
         } else if let Some(vector) = vector {
             self.recall.set_aside(item.id, vector.to_vec());
         }
-        self.items.insert(item.id, Arc::new(item));
+    }
+
+    /// Takes in outcomes of requests, oldest first.
+    pub(crate) fn remember_requests(&mut self, requests: Vec<(RequestId, RequestRecord)>) {
+        for (id, record) in requests {
+            self.remember_request(id, record);
+        }
     }
 
     /// Takes in the outcome of a request, and forgets the oldest ones past the limit.
@@ -116,6 +171,7 @@ impl CubeState {
 
     fn apply_update(&mut self, former: &MemoryItem, item: MemoryItem, vector: Option<Vec<f32>>) {
         if former.text != item.text {
+            self.lacks_vectors |= vector.is_none() && self.model.is_some();
             self.forget_text(former);
             self.by_text.insert(text_hash(&item.text), item.id);
         }

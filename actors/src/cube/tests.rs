@@ -1,6 +1,7 @@
 //! Whole cubes on paused time: commands through the handle, restarts, passivation, fencing.
 
 mod faults;
+mod snapshots;
 
 use std::{
     sync::{
@@ -23,7 +24,7 @@ use memcube_schemas::{
 
 use super::*;
 use crate::{
-    Cubes, NodeParts, TenantContext,
+    BlobParts, Cubes, NodeParts, TenantContext,
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::Faults,
     storage::{
@@ -45,6 +46,15 @@ impl World {
     }
 
     async fn with(store: SharedStore, environment: Environment, hot_cubes_max: usize) -> Self {
+        Self::with_blobs(store, environment, hot_cubes_max, None).await
+    }
+
+    async fn with_blobs(
+        store: SharedStore,
+        environment: Environment,
+        hot_cubes_max: usize,
+        blobs: Option<BlobParts>,
+    ) -> Self {
         let model = Arc::new(ScriptedEmbedder::new(DIMENSIONS));
         let embedder = EmbedderHandle::spawn(model, environment.clone()).await.expect("started");
         let cubes = Cubes::start(NodeParts {
@@ -56,6 +66,7 @@ impl World {
             hot_cubes_max,
             cluster: None,
             vectors: None,
+            blobs,
         })
         .await
         .expect("started");

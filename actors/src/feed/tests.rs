@@ -60,6 +60,7 @@ impl World {
         let transport = self.hub.transport(node.clone(), environment.clone());
         let settings = ClusterSettings::default();
         let parts = NodeParts {
+            blobs: None,
             store: Arc::clone(&self.store),
             environment,
             embedder: None,

@@ -5,6 +5,7 @@
 //! backend. `in_memory` is the executable specification, `conformance` the suite that every backend
 //! passes.
 
+pub mod blobs;
 mod doorbells;
 pub mod gate;
 mod in_memory;
@@ -22,6 +23,7 @@ use std::{fmt, sync::Arc};
 use futures_util::future::BoxFuture;
 use memcube_schemas::{Version, keys::KeyRange};
 
+pub use blobs::Blobs;
 pub use doorbells::Doorbells;
 pub use in_memory::InMemoryStore;
 pub use in_memory_vectors::InMemoryVectorIndex;

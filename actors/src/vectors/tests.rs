@@ -74,6 +74,7 @@ impl Making {
             passivate_after_ms: 600_000,
             hot_cubes_max: 1_000,
             cluster: None,
+            blobs: None,
             vectors: index.map(|index| VectorParts { index, settings }),
         });
         World { cubes: cubes.await.expect("started"), store, environment }

@@ -5,6 +5,7 @@
 //! fools one kind is plain to the other.
 
 mod agreement;
+mod blobs;
 #[cfg(test)]
 mod builder;
 mod case;
@@ -29,7 +30,7 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 12] = [
+pub(crate) const NAMES: [&str; 13] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
@@ -39,6 +40,7 @@ pub(crate) const NAMES: [&str; 12] = [
     agreement::NAME,
     event_log::NAME,
     feed::NAME,
+    blobs::NAME,
     liveness::NAME,
     queues::NAME,
     once::NAME,
@@ -74,6 +76,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(agreement::check(&case));
     violations.extend(event_log::check(&case));
     violations.extend(feed::check(&case));
+    violations.extend(blobs::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
     violations.extend(once::check(&case));

@@ -67,7 +67,7 @@ pub(crate) struct Inner {
     pub(crate) conditions: Conditions,
     pub(crate) network: Network,
     pub(crate) store: SimStore,
-    blobs: SimBlobs,
+    pub(crate) blobs: SimBlobs,
     vectors: SimVectors,
     nodes: Mutex<BTreeMap<u32, NodeSlot>>,
     history: Mutex<History>,

@@ -9,11 +9,12 @@ use std::{
 };
 
 use memcube_actors::{
-    Cubes, NodeParts,
+    BlobParts, Cubes, NodeParts,
     cluster::{ClusterParts, ClusterSettings},
     embedder::EmbedderHandle,
     environment::{Environment, Faults, SeededEntropy, Spawner},
     housekeeper::HouseRules,
+    storage::blobs::Plain,
     vectors::{VectorParts, VectorSettings},
 };
 use memcube_schemas::{Incarnation, NodeId};
@@ -128,6 +129,12 @@ impl Inner {
             },
         });
         let started = Cubes::start(NodeParts {
+            blobs: Some(BlobParts {
+                objects: Arc::new(self.blobs.handle(node, life)),
+                seal: Arc::new(Plain),
+                grace_ms: draw("grace", 2_000, 20_000),
+                snapshot_items_min: usize::try_from(draw("snapshot", 1, 12)).unwrap_or(12),
+            }),
             store: self.store.handle(node, life, incarnation),
             environment,
             embedder: Some(embedder),

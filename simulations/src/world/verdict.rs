@@ -1,6 +1,10 @@
 //! After the work: heal everything, see whether the cluster comes back, and gather the evidence.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use memcube_actors::{CubeHandle, TenantContext, cube::SearchRequest};
 use memcube_schemas::{CubeId, TenantId, Version, limits::PAGE_ITEMS_MAX, memory::MemoryItem};
@@ -20,6 +24,9 @@ const SETTLE_STEPS_MAX: u32 = 40;
 /// How long calls that their callers gave up may still run: as long as a node waits for another.
 const REST_STEP: Duration = Duration::from_secs(2);
 const REST_STEPS_MAX: u32 = 13;
+/// How often blobs are swept at the end, and how long one may wait for its reference by then.
+const SWEEPS_MAX: u32 = 30;
+const SWEEP_GRACE_MS: u64 = 10_000;
 
 impl Inner {
     /// Heals the world, and gathers what there is to judge.
@@ -38,12 +45,15 @@ impl Inner {
         self.finish_following().await;
         self.come_to_rest().await;
         let served = self.serve_all().await;
+        self.sweep_all().await;
         let (commits, rows) = self.store.close_the_books().await;
+        let objects = self.blobs.events();
         Evidence {
             history: std::mem::take(&mut *self.history()),
             commits,
             lives: std::mem::take(&mut *self.lives.lock().expect("invariant: no panic meanwhile")),
             rows,
+            objects,
             served,
             queues: std::mem::take(
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
@@ -120,6 +130,25 @@ impl Inner {
             }
         }
         served
+    }
+
+    /// Sweeps until nothing is left that somebody may still be about to refer to.
+    async fn sweep_all(&self) {
+        let running = self.all_running();
+        let Some(blobs) = running.first().and_then(|(_, node)| node.cubes.blobs()) else { return };
+        let tenants: BTreeSet<TenantId> =
+            self.known_cubes().into_iter().map(|(tenant, _)| tenant).collect();
+        for _ in 0..SWEEPS_MAX {
+            let mut is_done = true;
+            for tenant in &tenants {
+                let swept = blobs.sweep(tenant, SWEEP_GRACE_MS).await;
+                is_done &= swept.is_ok_and(|swept| swept.spared == 0);
+            }
+            if is_done {
+                return;
+            }
+            sleep(REST_STEP).await;
+        }
     }
 
     /// Nobody asks anything any more, and no fault strikes: whatever still runs ends soon, and then

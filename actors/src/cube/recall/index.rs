@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 use memcube_schemas::{MemoryId, memory::MemoryItem};
@@ -12,6 +13,7 @@ use super::{
     dense::DenseArm,
     features::{Form, Moment, form, without_dates},
     lexical::LexicalArm,
+    ragged::Ragged,
     slots::{NONE, Slots},
 };
 
@@ -26,7 +28,7 @@ pub(super) const NOBODY: u32 = u32::MAX;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speaker {
     pub(super) number: u32,
-    items: usize,
+    pub(super) items: usize,
 }
 
 /// Everything that recall knows of a cube's items.
@@ -39,19 +41,19 @@ pub struct RecallIndex {
     /// Added to the score of each slot whatever is asked; nothing outweighs that of a dead one.
     pub(super) priors: Vec<f32>,
     /// When each item was said, and the dates that it names.
-    pub(super) moments: Vec<Vec<Moment>>,
+    pub(super) moments: Ragged<Moment>,
     /// Whether each item was given as a statement, so that it may be about anybody.
     pub(super) is_fact: Vec<bool>,
     /// The number of each item's speaker; `NOBODY` for mere roles.
     pub(super) speaker_of: Vec<u32>,
-    /// The terms of each slot, to take them out again.
-    terms: Vec<Vec<String>>,
-    own_terms: Vec<usize>,
+    /// The numbers of the terms of each slot, to take them out again.
+    pub(super) terms: Ragged<u32>,
+    pub(super) own_terms: Vec<u32>,
     /// First names of speakers.
     pub(super) speakers: BTreeMap<String, Speaker>,
-    next_speaker: u32,
+    pub(super) next_speaker: u32,
     /// Vectors of items that recall leaves out for now.
-    aside: BTreeMap<MemoryId, Vec<f32>>,
+    pub(super) aside: BTreeMap<MemoryId, Arc<[f32]>>,
 }
 
 impl fmt::Debug for RecallIndex {
@@ -64,13 +66,14 @@ impl RecallIndex {
     /// Takes in an item behind the one that was said before it.
     pub fn insert(&mut self, item: &MemoryItem, vector: Option<&[f32]>) {
         let terms = self.analyzer.terms(&item.text);
+        let terms: Vec<u32> = terms.iter().map(|term| self.lexical.number(term)).collect();
         let body = without_dates(&item.text);
         let speaker = item.speaker.as_deref().unwrap_or(item.role.as_str());
         let own = body.strip_prefix(speaker).and_then(|rest| rest.strip_prefix(": "));
         let own = own.unwrap_or(&body);
         let own_terms = self.analyzer.terms(own).len();
         let form = form(item, own, own_terms);
-        self.push(item.id, item.previous, vector, terms, own_terms, form);
+        self.push(item.id, item.previous, vector, &terms, own_terms, form);
     }
 
     fn push(
@@ -78,21 +81,21 @@ impl RecallIndex {
         id: MemoryId,
         previous: Option<MemoryId>,
         vector: Option<&[f32]>,
-        terms: Vec<String>,
+        terms: &[u32],
         own_terms: usize,
         form: Form,
     ) {
         let speaker = form.speaker.as_deref().map_or(NOBODY, |name| self.count_speaker(name));
         let before = self.neighbourhood(previous);
         let slot = self.slots.push(id, previous);
-        self.lexical.push(slot, &terms, own_terms);
+        self.lexical.push(slot, terms, own_terms);
         self.dense.push(vector);
         self.priors.push(form.prior);
         self.moments.push(form.moments);
         self.is_fact.push(form.is_fact);
         self.speaker_of.push(speaker);
-        self.terms.push(terms);
-        self.own_terms.push(own_terms);
+        self.terms.push(terms.iter().copied());
+        self.own_terms.push(u32::try_from(own_terms).unwrap_or(u32::MAX));
         let after = [self.neighbourhood(previous), self.neighbourhood(Some(id))];
         self.refresh(before, after.into_iter().flatten());
     }
@@ -138,13 +141,11 @@ impl RecallIndex {
         before.extend(self.neighbourhood(previous));
         self.slots.remove(id);
         let place = slot as usize;
-        let terms = std::mem::take(&mut self.terms[place]);
-        self.lexical.remove(slot, &terms);
+        self.lexical.remove(slot, self.terms.row(place));
         let after = self.neighbourhood(previous);
         self.refresh(before, after.into_iter());
         self.dense.clear(place);
         self.priors[place] = f32::NEG_INFINITY;
-        self.moments[place] = Vec::new();
         let speaker = std::mem::replace(&mut self.speaker_of[place], NOBODY);
         if speaker != NOBODY {
             self.forget_speaker(speaker);
@@ -163,22 +164,27 @@ impl RecallIndex {
         for (name, speaker) in former.speakers {
             names.insert(speaker.number, name);
         }
-        let mut terms = former.terms;
-        let mut moments = former.moments;
+        // Words that nobody uses any more are left behind as well.
+        let mut numbers = vec![None; former.lexical.words().len()];
         for slot in (0..former.slots.len()).filter(|slot| former.slots.is_live[*slot]) {
             let previous = former.slots.predecessor(former.slots.ids[slot]);
             let form = Form {
                 speaker: names.get(&former.speaker_of[slot]).cloned(),
                 prior: former.priors[slot],
-                moments: std::mem::take(&mut moments[slot]),
+                moments: former.moments.row(slot).to_vec(),
                 is_fact: former.is_fact[slot],
             };
+            let number = |term: &u32| {
+                let word = &former.lexical.words()[*term as usize];
+                *numbers[*term as usize].get_or_insert_with(|| self.lexical.number(word))
+            };
+            let terms: Vec<u32> = former.terms.row(slot).iter().map(number).collect();
             self.push(
                 former.slots.ids[slot],
                 previous,
                 former.dense.vector(slot),
-                std::mem::take(&mut terms[slot]),
-                former.own_terms[slot],
+                &terms,
+                former.own_terms[slot] as usize,
                 form,
             );
         }
@@ -189,13 +195,13 @@ impl RecallIndex {
     pub fn vector(&self, id: MemoryId) -> Option<Vec<f32>> {
         match self.slots.slot(id) {
             Some(slot) => self.dense.vector(slot as usize).map(<[f32]>::to_vec),
-            None => self.aside.get(&id).cloned(),
+            None => self.aside.get(&id).map(|vector| vector.to_vec()),
         }
     }
 
     /// Keeps the vector of an item that recall leaves out for now.
     pub fn set_aside(&mut self, id: MemoryId, vector: Vec<f32>) {
-        self.aside.insert(id, vector);
+        self.aside.insert(id, vector.into());
     }
 
     /// Drops a vector that was set aside.

@@ -5,7 +5,7 @@
 //! "Since 2016!" is found by the words of the question before it, with one inverted index instead
 //! of a second view.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     rank::weights::{BM25_B, BM25_K1, WINDOW, WINDOW_FULL_TERMS},
@@ -29,10 +29,14 @@ struct Window {
     total: f32,
 }
 
-/// The inverted index of a cube.
+/// The inverted index of a cube. Terms are known by numbers, given in the order in which they came.
 #[derive(Debug, Default)]
 pub(crate) struct LexicalArm {
-    postings: BTreeMap<String, Vec<Posting>>,
+    numbers: BTreeMap<Arc<str>, u32>,
+    /// The terms by their numbers.
+    words: Vec<Arc<str>>,
+    /// Who holds each term; nobody, where all holders are gone.
+    postings: Vec<Vec<Posting>>,
     /// Terms of each item.
     lengths: Vec<f32>,
     /// How far an item opens to its neighbours: 1 for short ones, less for long ones.
@@ -44,18 +48,43 @@ pub(crate) struct LexicalArm {
 }
 
 impl LexicalArm {
-    /// Appends the next slot. Its window, and those of its neighbours, are to be refreshed after.
-    pub(crate) fn push(&mut self, slot: u32, terms: &[String], own_terms: usize) {
-        let mut frequencies: BTreeMap<&str, f32> = BTreeMap::new();
-        for term in terms {
-            *frequencies.entry(term).or_default() += 1.0;
+    /// Terms that nobody holds yet, sorted; for a restored index.
+    pub(crate) fn with_words(words: Vec<String>) -> Self {
+        let words: Vec<Arc<str>> = words.into_iter().map(Arc::from).collect();
+        let numbers = words.iter().zip(0..).map(|(word, number)| (Arc::clone(word), number));
+        let postings = vec![Vec::new(); words.len()];
+        Self { numbers: numbers.collect(), words, postings, ..Self::default() }
+    }
+
+    /// The number of a term, which gets one if it is new.
+    pub(crate) fn number(&mut self, term: &str) -> u32 {
+        if let Some(number) = self.numbers.get(term) {
+            return *number;
         }
-        for (term, frequency) in frequencies {
-            let posting = Posting { slot, frequency };
-            match self.postings.get_mut(term) {
-                Some(postings) => postings.push(posting),
-                None => drop(self.postings.insert(term.to_owned(), vec![posting])),
-            }
+        let number = u32::try_from(self.words.len()).unwrap_or(NONE);
+        let word: Arc<str> = Arc::from(term);
+        self.words.push(Arc::clone(&word));
+        self.numbers.insert(word, number);
+        self.postings.push(Vec::new());
+        number
+    }
+
+    /// The terms by their numbers.
+    pub(crate) fn words(&self) -> &[Arc<str>] {
+        &self.words
+    }
+
+    fn holding(&self, term: &str) -> &[Posting] {
+        self.numbers.get(term).map_or(&[], |number| &self.postings[*number as usize])
+    }
+
+    /// Appends the next slot. Its window, and those of its neighbours, are to be refreshed after.
+    pub(crate) fn push(&mut self, slot: u32, terms: &[u32], own_terms: usize) {
+        let mut sorted = terms.to_vec();
+        sorted.sort_unstable();
+        for same in sorted.chunk_by(|left, right| left == right) {
+            let posting = Posting { slot, frequency: same.len() as f32 };
+            self.postings[same[0] as usize].push(posting);
         }
         self.lengths.push(terms.len() as f32);
         self.openness.push((WINDOW_FULL_TERMS / own_terms.max(1) as f32).min(1.0));
@@ -64,14 +93,11 @@ impl LexicalArm {
     }
 
     /// Takes an item out. The windows of its former neighbours are to be refreshed after.
-    pub(crate) fn remove(&mut self, slot: u32, terms: &[String]) {
+    pub(crate) fn remove(&mut self, slot: u32, terms: &[u32]) {
         for term in terms {
-            let Some(postings) = self.postings.get_mut(term) else { continue };
+            let postings = &mut self.postings[*term as usize];
             if let Ok(place) = postings.binary_search_by_key(&slot, |posting| posting.slot) {
                 postings.remove(place);
-            }
-            if postings.is_empty() {
-                self.postings.remove(term);
             }
         }
         let place = slot as usize;
@@ -83,7 +109,7 @@ impl LexicalArm {
 
     /// The slots that hold a term.
     pub(crate) fn holders(&self, term: &str) -> impl Iterator<Item = u32> {
-        self.postings.get(term).into_iter().flatten().map(|posting| posting.slot)
+        self.holding(term).iter().map(|posting| posting.slot)
     }
 
     /// Looks again whom a slot borrows from.
@@ -124,8 +150,7 @@ impl LexicalArm {
     /// The score of an item that consisted of these terms and nothing else, over and over.
     pub(crate) fn best_possible(&self, slots: &Slots, terms: &[String]) -> f32 {
         let live = slots.live() as f32;
-        let documents =
-            |term| self.postings.get(term).map_or(0.0, |postings| postings.len() as f32);
+        let documents = |term: &String| self.holding(term).len() as f32;
         terms.iter().map(|term| (BM25_K1 + 1.0) * idf(live, documents(term))).sum()
     }
 
@@ -138,7 +163,10 @@ impl LexicalArm {
         let mut touched: Vec<u32> = Vec::new();
         let mut found = false;
         for term in terms {
-            let Some(postings) = self.postings.get(term) else { continue };
+            let postings = self.holding(term);
+            if postings.is_empty() {
+                continue;
+            }
             found = true;
             let documents = postings.len() as f32;
             let idf = idf(live, documents);

@@ -13,7 +13,9 @@ mod features;
 mod index;
 mod lexical;
 mod query;
+mod ragged;
 mod rank;
+mod restore;
 mod simd;
 mod slots;
 
@@ -23,6 +25,7 @@ use memcube_schemas::memory::MemoryItem;
 pub use across::CubeHit;
 pub(crate) use across::{Contender, Place, choose, index_terms, rescale, score};
 pub use index::RecallIndex;
+pub(crate) use restore::{Captured, Restored};
 
 /// Whether an item meets all conditions.
 pub(crate) fn lets_through(filter: &SearchFilter, item: &MemoryItem) -> bool {

@@ -217,7 +217,7 @@ impl RecallIndex {
         if arms.date.is_empty() {
             return 0.0;
         }
-        let fits = self.moments[slot].iter().map(|moment| arms.date.fit(*moment));
+        let fits = self.moments.row(slot).iter().map(|moment| arms.date.fit(*moment));
         weights::DATE * fits.fold(0.0, f32::max)
     }
 

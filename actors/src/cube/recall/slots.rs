@@ -27,6 +27,42 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
+    /// Puts together what a snapshot held: items in the order of their ids, whom they were said
+    /// after, and which of them have left since.
+    pub(crate) fn restore(
+        ids: Vec<MemoryId>,
+        predecessors: &[Option<MemoryId>],
+        is_live: Vec<bool>,
+    ) -> Self {
+        let live = || (0..ids.len()).filter(|slot| is_live[*slot]);
+        let by_id = live().map(|slot| (ids[slot], slot as u32)).collect();
+        let follows = |slot: usize| predecessors[slot].map(|previous| (ids[slot], previous));
+        let predecessors: BTreeMap<_, _> = live().filter_map(follows).collect();
+        let mut pairs: Vec<_> =
+            predecessors.iter().map(|(id, previous)| (*previous, *id)).collect();
+        pairs.sort_unstable();
+        let dead = ids.len() - live().count();
+        let mut slots = Self {
+            previous: vec![NONE; ids.len()],
+            next: vec![NONE; ids.len()],
+            ids,
+            is_live,
+            by_id,
+            predecessors,
+            followers: BTreeSet::new(),
+            dead,
+        };
+        for same in pairs.chunk_by(|left, right| left.0 == right.0) {
+            let (previous, oldest) = same[0];
+            if let (Some(previous), Some(next)) = (slots.slot(previous), slots.slot(oldest)) {
+                slots.next[previous as usize] = next;
+                slots.previous[next as usize] = previous;
+            }
+        }
+        slots.followers = pairs.into_iter().collect();
+        slots
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.ids.len()
     }
@@ -46,6 +82,11 @@ impl Slots {
     /// Whom a live item was said after.
     pub(crate) fn predecessor(&self, id: MemoryId) -> Option<MemoryId> {
         self.predecessors.get(&id).copied()
+    }
+
+    /// Whom each live item was said after.
+    pub(crate) const fn predecessors(&self) -> &BTreeMap<MemoryId, MemoryId> {
+        &self.predecessors
     }
 
     /// Appends an item behind the one that was said before it.
