@@ -146,9 +146,6 @@ pub const BLOB_GRACE_MS: u64 = 3_600_000;
 pub const SNAPSHOT_ITEMS_MIN: usize = 2_000;
 /// A cube in RAM gets a new snapshot when this share of its items has changed.
 pub const SNAPSHOT_TAIL_SHARE: usize = 8;
-/// Changes after which a cube in RAM gets a new snapshot, whatever their share: each costs some 30
-/// microseconds at the next hydration.
-pub const SNAPSHOT_TAIL_MAX: usize = 8_192;
 /// A cube that leaves RAM gets a new snapshot when this share of its items has changed.
 pub const SNAPSHOT_LEAVING_SHARE: usize = 64;
 /// Milliseconds between two snapshots of a cube in RAM, so that a busy one does not do little else.

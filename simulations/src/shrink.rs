@@ -373,7 +373,6 @@ mod tests {
         let event = |node| TimedFault { at_ms: 1_000, for_ms: 500, fault: Fault::Crash { node } };
         Plan {
             scenario: "toy".to_owned(),
-            store: crate::plan::StoreKind::InMemory,
             vectors: false,
             seed: 1,
             nodes: 5,

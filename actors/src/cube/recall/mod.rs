@@ -9,6 +9,8 @@
 mod across;
 mod analysis;
 mod dense;
+#[cfg(test)]
+mod dense_tests;
 mod features;
 mod index;
 mod lexical;
