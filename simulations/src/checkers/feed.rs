@@ -7,7 +7,7 @@
 //! truth (`event-log` judges those), and cannot see whether followers were told soon (liveness
 //! can).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memcube_actors::{feed::FeedEvent, storage::Mutation};
 use memcube_schemas::{
@@ -39,7 +39,10 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
     for (tenant, stretches) in &case.evidence.followed {
         feeds.check_stream(tenant, stretches, &mut findings);
     }
-    for (shard, stretches) in &case.evidence.consumed {
+    let shards: BTreeSet<&Shard> =
+        case.evidence.consumed.keys().chain(feeds.moves.keys()).collect();
+    for shard in shards {
+        let stretches = case.evidence.consumed.get(shard).map_or(&[][..], Vec::as_slice);
         feeds.check_consumer(shard, stretches, &mut findings);
     }
     feeds.check_rows(case, &mut findings);

@@ -27,6 +27,8 @@ const REST_STEPS_MAX: u32 = 13;
 /// How often blobs are swept at the end, and how long one may wait for its reference by then.
 const SWEEPS_MAX: u32 = 30;
 const SWEEP_GRACE_MS: u64 = 10_000;
+/// Sweeps in a row that find nothing to do.
+const QUIET_SWEEPS: u32 = 2;
 
 impl Inner {
     /// Heals the world, and gathers what there is to judge.
@@ -132,19 +134,24 @@ impl Inner {
         served
     }
 
-    /// Sweeps until nothing is left that somebody may still be about to refer to.
+    /// Sweeps until nothing is left that somebody may still be about to refer to, and until whoever
+    /// was just writing a snapshot has released what it stands in for.
     async fn sweep_all(&self) {
         let running = self.all_running();
         let Some(blobs) = running.first().and_then(|(_, node)| node.cubes.blobs()) else { return };
         let tenants: BTreeSet<TenantId> =
             self.known_cubes().into_iter().map(|(tenant, _)| tenant).collect();
+        let mut quiet = 0;
         for _ in 0..SWEEPS_MAX {
-            let mut is_done = true;
+            quiet += 1;
             for tenant in &tenants {
                 let swept = blobs.sweep(tenant, SWEEP_GRACE_MS).await;
-                is_done &= swept.is_ok_and(|swept| swept.spared == 0);
+                let is_quiet = swept.is_ok_and(|swept| {
+                    swept.spared + swept.removed + swept.strays + swept.references == 0
+                });
+                quiet = if is_quiet { quiet } else { 0 };
             }
-            if is_done {
+            if quiet >= QUIET_SWEEPS {
                 return;
             }
             sleep(REST_STEP).await;
