@@ -1,6 +1,7 @@
 //! Models run by memcube itself, on candle's tensors and our own kernels.
 
 mod checkpoint;
+pub mod language;
 mod minilm;
 mod minilm_forward;
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Vector kernels of the sentence embedder: packed matrix product, GELU, softmax, layer norm.
+//! Vector kernels of the models: packed matrix product, GELU, softmax, layer norm.
 //!
 //! Every kernel is written once over [`Vector`] and compiled for AVX-512, AVX2 and plain arrays;
-//! [`Isa::detect`] picks one at run time. Only this file and `vector.rs` have `unsafe` code.
+//! [`Isa::detect`] picks one at run time. The kernels of language models are in `language/kernels.rs`.
 //!
 //! Invariant: an output element is always summed over the depth in ascending order by one
 //! accumulator (except on the portable path), so it depends neither on the other rows of the
@@ -44,7 +44,8 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") {
                 sets.push(Self::Avx512);
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let detected = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if detected && is_x86_feature_detected!("f16c") {
                 sets.push(Self::Avx2);
             }
         }
@@ -52,7 +53,8 @@ impl Isa {
         sets
     }
 
-    fn run<J: Job>(self, job: J) {
+    /// Runs a job whose fields were checked on this instruction set.
+    pub(super) fn run<J: Job>(self, job: J) {
         match self {
             // SAFETY: the variant is only made by `available` after detecting the features.
             #[cfg(target_arch = "x86_64")]
@@ -192,7 +194,7 @@ impl Product<'_> {
 }
 
 /// Work that can be compiled for any vector type.
-trait Job {
+pub(super) trait Job {
     /// # Safety
     /// The processor supports `V`, and the fields describe memory that is in bounds.
     unsafe fn run<V: Vector>(self);
@@ -206,7 +208,7 @@ fn run_avx512<J: Job>(job: J) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,f16c,fma")]
 fn run_avx2<J: Job>(job: J) {
     // SAFETY: as above.
     unsafe { job.run::<Avx2>() }
@@ -452,7 +454,7 @@ unsafe fn gelu<V: Vector>(x: V) -> V {
 }
 
 #[inline(always)]
-unsafe fn exp2<V: Vector>(x: V) -> V {
+pub(super) unsafe fn exp2<V: Vector>(x: V) -> V {
     // SAFETY: the caller supports `V`.
     unsafe {
         let x = x.max(V::splat(-200.0));

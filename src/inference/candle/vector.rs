@@ -1,4 +1,4 @@
-//! Vector types the embedder's kernels are written over, and the buffers they work on.
+//! Vector types the models' kernels are written over, and the buffers they work on.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -7,6 +7,8 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+
+use half::f16;
 
 const CACHE_LINE: usize = 64;
 
@@ -79,9 +81,20 @@ pub(super) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn prefetch(_from: *const f32) {}
+    /// `LANES` unsigned bytes.
+    unsafe fn from_bytes(from: *const u8) -> Self;
+    /// The lower halves of `LANES` bytes.
+    unsafe fn from_low_nibbles(from: *const u8) -> Self;
+    /// The upper halves of `LANES` bytes.
+    unsafe fn from_high_nibbles(from: *const u8) -> Self;
+    /// `LANES` floats of 16 bits.
+    unsafe fn load_halves(from: *const u16) -> Self;
+    /// Rounds to 16 bits, ties to even.
+    unsafe fn store_halves(self, to: *mut u16);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     unsafe fn min(self, other: Self) -> Self;
     unsafe fn max(self, other: Self) -> Self;
@@ -118,6 +131,44 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_bytes(from: *const u8) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())))) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_low_nibbles(from: *const u8) -> Self {
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            Self(_mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn from_high_nibbles(from: *const u8) -> Self {
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            Self(_mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> Self {
+        unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_halves(self, to: *mut u16) {
+        unsafe {
+            _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        unsafe { Self(_mm512_div_ps(self.0, other.0)) }
     }
 
     #[inline(always)]
@@ -221,6 +272,44 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn from_bytes(from: *const u8) -> Self {
+        unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())))) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_low_nibbles(from: *const u8) -> Self {
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+            Self(_mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn from_high_nibbles(from: *const u8) -> Self {
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+            Self(_mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> Self {
+        unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_halves(self, to: *mut u16) {
+        unsafe {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        unsafe { Self(_mm256_div_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
@@ -320,6 +409,37 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { to.cast::<Self>().write_unaligned(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_bytes(from: *const u8) -> Self {
+        unsafe { from.cast::<[u8; 8]>().read().map(f32::from) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_low_nibbles(from: *const u8) -> Self {
+        unsafe { from.cast::<[u8; 8]>().read().map(|byte| f32::from(byte & 15)) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_high_nibbles(from: *const u8) -> Self {
+        unsafe { from.cast::<[u8; 8]>().read().map(|byte| f32::from(byte >> 4)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> Self {
+        unsafe { from.cast::<[u16; 8]>().read_unaligned().map(|half| f16::from_bits(half).to_f32()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_halves(self, to: *mut u16) {
+        let halves = self.map(|value| f16::from_f32(value).to_bits());
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(halves) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        from_fn(|lane| self[lane] / other[lane])
     }
 
     #[inline(always)]
