@@ -17,6 +17,7 @@ pub mod error;
 pub mod feed;
 pub mod host;
 pub mod housekeeper;
+pub mod inference;
 pub mod metrics;
 pub mod reader;
 pub mod storage;

@@ -5,6 +5,8 @@
 
 #![warn(missing_docs)]
 
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
+pub mod activation;
 pub mod api;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod backup;
@@ -29,6 +31,7 @@ pub mod node;
 pub mod peer;
 pub mod snapshot;
 
+pub use activation::BlockKey;
 pub use blob::BlobId;
 pub use ids::{
     ConversationId, CubeId, Epoch, Incarnation, InvalidId, MemoryId, ModelId, NodeId, RequestId,
