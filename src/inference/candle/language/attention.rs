@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::kv_cache::{HeadView, KV_BLOCK_TOKENS};
+use super::kv_cache::{HeadView, KV_PAGE_TOKENS};
 use crate::inference::candle::simd::{Isa, PANEL, Product, Start};
 use crate::inference::candle::vector::AlignedFloats;
 
@@ -38,9 +38,9 @@ impl PageAttention {
             isa,
             head_dim,
             scale,
-            keys: AlignedFloats::zeroed(KV_BLOCK_TOKENS * head_dim),
-            values: AlignedFloats::zeroed(KV_BLOCK_TOKENS * head_dim),
-            scores: AlignedFloats::zeroed(ROWS_MAX * KV_BLOCK_TOKENS),
+            keys: AlignedFloats::zeroed(KV_PAGE_TOKENS * head_dim),
+            values: AlignedFloats::zeroed(KV_PAGE_TOKENS * head_dim),
+            scores: AlignedFloats::zeroed(ROWS_MAX * KV_PAGE_TOKENS),
             sums: AlignedFloats::zeroed(ROWS_MAX * head_dim),
         }
     }

@@ -106,11 +106,11 @@ pub enum ForwardError {
     TooLong { tokens: usize, window_tokens: usize },
     /// The cache belongs to a model of another shape.
     WrongCache,
-    /// The caller no longer wants the result; the cache holds the chunks that were finished.
+    /// The caller no longer wants the result.
     Cancelled,
-    /// The logits are not numbers; the cache is as it was before.
+    /// What the model computed is not numbers.
     NotFinite,
-    /// The device failed; the cache is as it was before.
+    /// The device failed.
     Device(String),
 }
 
@@ -126,7 +126,7 @@ impl fmt::Display for ForwardError {
             }
             Self::WrongCache => write!(out, "the cache belongs to a model of another shape"),
             Self::Cancelled => write!(out, "cancelled"),
-            Self::NotFinite => write!(out, "the model's logits are not numbers"),
+            Self::NotFinite => write!(out, "the model computed infinite numbers or none"),
             Self::Device(message) => write!(out, "the device failed: {message}"),
         }
     }

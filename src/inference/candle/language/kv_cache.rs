@@ -1,21 +1,22 @@
-//! The key-value cache of one sequence: pages of 256 tokens that several caches may share.
+//! The key-value cache of one sequence: pages of 256 tokens in 16-bit floats.
 //!
-//! A page is immutable once it is shared; whoever appends to a shared page copies it first. So
-//! taking a block out and putting it into another cache moves no bytes.
+//! Clones of a cache share its pages; whoever appends to a shared page copies it first.
 //!
-//! Layout of a layer in a page, in 16-bit floats, for each key-value head: the keys, rotated to
-//! their positions, as panels of 32 tokens (`[8][head_dim][32]`), then the values
-//! (`[256][head_dim]`).
+//! Layout of a layer in a page, for each key-value head: the keys, rotated to their positions, as
+//! panels of 32 tokens (`[8][head_dim][32]`), then the values (`[256][head_dim]`). Outside of a
+//! cache a layer of n tokens is, for each head, keys `[head_dim][n]` and values `[n][head_dim]`,
+//! so that a span may begin and end anywhere and is still moved in long runs.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::inference::candle::simd::PANEL;
 
-/// Tokens of a page, which is also the unit of export and import.
-pub const KV_BLOCK_TOKENS: usize = 256;
-/// Names the layout of a block's bytes; blocks of another layout must not be imported.
-pub const KV_LAYOUT: &str = "key-panels-32/f16";
+/// Tokens of a page; a pass over more is cut where pages end.
+pub const KV_PAGE_TOKENS: usize = 256;
+/// Names the layout of exported bytes and its version.
+pub const KV_LAYOUT: &str = "k[head,dim,token] v[head,token,dim] v1";
 
 /// What the caches of one model hold for each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +30,14 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Bytes of one layer of a block.
-    pub fn layer_bytes(&self) -> usize {
-        self.layer_halves() * size_of::<u16>()
+    /// Bytes of one token in all layers.
+    pub fn token_bytes(&self) -> usize {
+        self.layers * self.layer_bytes(1)
     }
 
-    /// Bytes of a block.
-    pub fn block_bytes(&self) -> usize {
-        self.layers * self.layer_bytes()
+    /// Bytes of one layer of so many tokens.
+    pub fn layer_bytes(&self, tokens: usize) -> usize {
+        2 * self.heads * self.head_dim * tokens * size_of::<u16>()
     }
 
     pub(super) fn layer_halves(&self) -> usize {
@@ -44,55 +45,38 @@ impl KvShape {
     }
 
     pub(super) fn head_halves(&self) -> usize {
-        2 * KV_BLOCK_TOKENS * self.head_dim
+        2 * KV_PAGE_TOKENS * self.head_dim
     }
 }
 
 /// Why a cache refused what it was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvError {
-    /// The block was made by a model of another shape.
-    WrongShape { expected: KvShape, found: KvShape },
     /// A layer has the wrong number of bytes.
     WrongSize { layer: usize, expected: usize, found: usize },
-    /// A block has the wrong number of layers.
+    /// The number of layers is not the model's.
     WrongLayers { expected: usize, found: usize },
-    /// Blocks follow whole blocks only; the cache ends within one.
-    Misaligned { len_tokens: usize },
-    /// The cache has no such whole block.
-    NoSuchBlock { index: usize, blocks: usize },
+    /// The cache does not hold the span.
+    OutOfRange { end: usize, len_tokens: usize },
 }
 
 impl fmt::Display for KvError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WrongShape { expected, found } => {
-                write!(out, "a key-value block of shape {found:?}, expected {expected:?}")
-            }
             Self::WrongSize { layer, expected, found } => {
-                write!(out, "layer {layer} of a key-value block has {found} bytes, not {expected}")
+                write!(out, "layer {layer} of the keys and values has {found} bytes, not {expected}")
             }
             Self::WrongLayers { expected, found } => {
-                write!(out, "a key-value block has {found} layers, expected {expected}")
+                write!(out, "the keys and values have {found} layers, expected {expected}")
             }
-            Self::Misaligned { len_tokens } => {
-                write!(out, "a key-value block cannot follow {len_tokens} tokens")
-            }
-            Self::NoSuchBlock { index, blocks } => {
-                write!(out, "no key-value block {index}, the cache has {blocks}")
+            Self::OutOfRange { end, len_tokens } => {
+                write!(out, "a span up to {end} in a cache of {len_tokens} tokens")
             }
         }
     }
 }
 
 impl std::error::Error for KvError {}
-
-/// Keys and values of 256 tokens in all layers; clones share the memory.
-#[derive(Clone)]
-pub struct KvBlock {
-    shape: KvShape,
-    page: Arc<Page>,
-}
 
 #[derive(Clone)]
 pub(super) struct Page {
@@ -111,58 +95,6 @@ impl Page {
     pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut [u16]> {
         self.layers.iter_mut().map(Vec::as_mut_slice)
     }
-}
-
-impl fmt::Debug for KvBlock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KvBlock").field("shape", &self.shape).finish_non_exhaustive()
-    }
-}
-
-impl KvBlock {
-    /// Reads a block from the bytes of its layers, as [`KvBlock::layer`] gave them.
-    ///
-    /// # Errors
-    /// When the number of layers or the size of one does not fit the shape.
-    pub fn from_layers<'a>(
-        shape: KvShape,
-        layers: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<Self, KvError> {
-        let expected = shape.layer_bytes();
-        let read = |(layer, bytes): (usize, &[u8])| {
-            if bytes.len() != expected {
-                return Err(KvError::WrongSize { layer, expected, found: bytes.len() });
-            }
-            Ok(halves_of(bytes))
-        };
-        let layers: Vec<Vec<u16>> =
-            layers.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        if layers.len() != shape.layers {
-            return Err(KvError::WrongLayers { expected: shape.layers, found: layers.len() });
-        }
-        Ok(Self { shape, page: Arc::new(Page { layers }) })
-    }
-
-    /// The shape of the model that made the block.
-    pub fn shape(&self) -> KvShape {
-        self.shape
-    }
-
-    /// The bytes of one layer, in the order of this machine (little endian where memcube runs).
-    pub fn layer(&self, layer: usize) -> &[u8] {
-        bytemuck::cast_slice(self.page.layer(layer))
-    }
-
-    /// Bytes in memory.
-    pub fn bytes(&self) -> usize {
-        self.shape.block_bytes()
-    }
-}
-
-fn halves_of(bytes: &[u8]) -> Vec<u16> {
-    let mut halves = vec![0u16; bytes.len() / size_of::<u16>()];
-    bytemuck::cast_slice_mut(&mut halves).copy_from_slice(bytes);
-    halves
 }
 
 /// Keys and values of the tokens a model has seen; owned by the caller, passed to each pass.
@@ -203,62 +135,134 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Whole blocks it holds.
-    pub fn blocks(&self) -> usize {
-        self.len / KV_BLOCK_TOKENS
-    }
-
     /// Bytes in memory, shared pages included.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.shape.block_bytes()
+        self.pages.len() * self.shape.layers * self.shape.layer_bytes(KV_PAGE_TOKENS)
     }
 
     /// Forgets all but the first `len_tokens` tokens.
     pub fn truncate(&mut self, len_tokens: usize) {
         self.len = self.len.min(len_tokens);
-        self.pages.truncate(self.len.div_ceil(KV_BLOCK_TOKENS));
+        self.pages.truncate(self.len.div_ceil(KV_PAGE_TOKENS));
     }
 
-    /// Takes whole block `index`; the cache keeps it too, and no bytes are copied.
+    /// Copies one layer of a span out, little endian.
     ///
     /// # Errors
-    /// When the cache has no such whole block.
-    pub fn export_block(&self, index: usize) -> Result<KvBlock, KvError> {
-        let blocks = self.blocks();
-        if index >= blocks {
-            return Err(KvError::NoSuchBlock { index, blocks });
+    /// When the cache does not hold the span.
+    pub fn export_layer(&self, layer: usize, span: Range<usize>) -> Result<Vec<u8>, KvError> {
+        if span.end > self.len || span.start > span.end {
+            return Err(KvError::OutOfRange { end: span.end, len_tokens: self.len });
         }
-        Ok(KvBlock { shape: self.shape, page: Arc::clone(&self.pages[index]) })
+        let mut halves = vec![0u16; self.shape.layer_bytes(span.len()) / size_of::<u16>()];
+        for (page, slots, offset) in parts_of(&span) {
+            let part = Part { shape: &self.shape, slots, offset, tokens: span.len() };
+            let page = &self.pages[page].layers[layer];
+            part.runs(|inside, outside, len| {
+                halves[outside..outside + len].copy_from_slice(&page[inside..inside + len]);
+            });
+        }
+        halves.iter_mut().for_each(|half| *half = half.to_le());
+        Ok(bytemuck::cast_slice(&halves).to_vec())
     }
 
-    /// Appends a block whose tokens came at just this position after just these tokens.
+    /// Appends tokens by the bytes of their layers, which another cache gave for the same
+    /// positions after the same tokens.
     ///
     /// # Errors
-    /// When the block is of another shape, or the cache ends within a block.
-    pub fn import_block(&mut self, block: &KvBlock) -> Result<(), KvError> {
-        if block.shape != self.shape {
-            return Err(KvError::WrongShape { expected: self.shape, found: block.shape });
+    /// When number or size of the layers do not fit; the cache is as it was.
+    pub fn import(&mut self, tokens: usize, layers: &[&[u8]]) -> Result<(), KvError> {
+        if layers.len() != self.shape.layers {
+            return Err(KvError::WrongLayers { expected: self.shape.layers, found: layers.len() });
         }
-        if !self.len.is_multiple_of(KV_BLOCK_TOKENS) {
-            return Err(KvError::Misaligned { len_tokens: self.len });
+        let expected = self.shape.layer_bytes(tokens);
+        let wrong = |(layer, bytes): (usize, &&[u8])| {
+            let found = bytes.len();
+            (found != expected).then_some(KvError::WrongSize { layer, expected, found })
+        };
+        if let Some(error) = layers.iter().enumerate().find_map(wrong) {
+            return Err(error);
         }
-        self.pages.push(Arc::clone(&block.page));
-        self.len += KV_BLOCK_TOKENS;
+        let span = self.len..self.len + tokens;
+        for (index, slots, offset) in parts_of(&span) {
+            let shape = self.shape;
+            let part = Part { shape: &shape, slots, offset, tokens };
+            for (page, bytes) in self.page_mut(index).layers.iter_mut().zip(layers) {
+                part.runs(|inside, outside, len| {
+                    let bytes = bytes[2 * outside..2 * (outside + len)].chunks_exact(2);
+                    for (half, bytes) in page[inside..inside + len].iter_mut().zip(bytes) {
+                        *half = u16::from_le_bytes([bytes[0], bytes[1]]);
+                    }
+                });
+            }
+        }
+        self.len = span.end;
         Ok(())
+    }
+
+    fn page_mut(&mut self, index: usize) -> &mut Page {
+        if index == self.pages.len() {
+            self.pages.push(Arc::new(Page::zeroed(&self.shape)));
+        }
+        Arc::make_mut(&mut self.pages[index])
     }
 
     /// The whole pages before the next token, and the page it goes to, which nobody shares.
     pub(super) fn open_page(&mut self) -> (&[Arc<Page>], &mut Page) {
-        let index = self.len / KV_BLOCK_TOKENS;
-        if index == self.pages.len() {
-            self.pages.push(Arc::new(Page::zeroed(&self.shape)));
-        }
+        let index = self.len / KV_PAGE_TOKENS;
+        self.page_mut(index);
         let (past, rest) = self.pages.split_at_mut(index);
         (past, Arc::make_mut(&mut rest[0]))
     }
 
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+    }
+}
+
+/// The pages of a span, with the slots in each and how far into the span they begin.
+fn parts_of(span: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
+    let span = span.clone();
+    let pages = span.start / KV_PAGE_TOKENS..span.end.div_ceil(KV_PAGE_TOKENS);
+    pages.map(move |page| {
+        let begin = page * KV_PAGE_TOKENS;
+        let start = span.start.max(begin);
+        let end = span.end.min(begin + KV_PAGE_TOKENS);
+        (page, start - begin..end - begin, start - span.start)
+    })
+}
+
+/// What a span and a page have in common.
+struct Part<'a> {
+    shape: &'a KvShape,
+    slots: Range<usize>,
+    /// Tokens of the span before the part.
+    offset: usize,
+    /// Tokens of the whole span.
+    tokens: usize,
+}
+
+impl Part<'_> {
+    /// Calls `copy` with where each run lies in the page and in the span, and how long it is.
+    fn runs(&self, mut copy: impl FnMut(usize, usize, usize)) {
+        let dim = self.shape.head_dim;
+        for head in 0..self.shape.heads {
+            let (page_keys, span_keys) =
+                (head * self.shape.head_halves(), head * 2 * self.tokens * dim);
+            let mut slot = self.slots.start;
+            while slot < self.slots.end {
+                let len = (PANEL - slot % PANEL).min(self.slots.end - slot);
+                let from = self.offset + slot - self.slots.start;
+                for at in 0..dim {
+                    let inside = slot / PANEL * PANEL * dim + at * PANEL + slot % PANEL;
+                    copy(page_keys + inside, span_keys + at * self.tokens + from, len);
+                }
+                slot += len;
+            }
+            let inside = page_keys + (KV_PAGE_TOKENS + self.slots.start) * dim;
+            let outside = span_keys + (self.tokens + self.offset) * dim;
+            copy(inside, outside, self.slots.len() * dim);
+        }
     }
 }
 
@@ -270,7 +274,7 @@ pub(super) struct HeadView<'a> {
 
 pub(super) fn head_of<'a>(layer: &'a [u16], shape: &KvShape, head: usize) -> HeadView<'a> {
     let head = &layer[head * shape.head_halves()..][..shape.head_halves()];
-    let (keys, values) = head.split_at(KV_BLOCK_TOKENS * shape.head_dim);
+    let (keys, values) = head.split_at(KV_PAGE_TOKENS * shape.head_dim);
     HeadView { keys, values }
 }
 
@@ -285,7 +289,7 @@ pub(super) fn store(
 ) {
     let dim = shape.head_dim;
     let head = &mut layer[head * shape.head_halves()..][..shape.head_halves()];
-    let (keys, values) = head.split_at_mut(KV_BLOCK_TOKENS * dim);
+    let (keys, values) = head.split_at_mut(KV_PAGE_TOKENS * dim);
     let panel = &mut keys[slot / PANEL * PANEL * dim..][..PANEL * dim];
     for (step, half) in panel.chunks_exact_mut(PANEL).zip(key) {
         step[slot % PANEL] = *half;

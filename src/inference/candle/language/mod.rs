@@ -1,18 +1,32 @@
 //! Language models of the Llama family: explicit caches, our own kernels on the processor.
 
 mod attention;
+mod chat_template;
+mod checkpoint;
 mod error;
 mod gguf;
 mod kernels;
 mod kv_cache;
+mod local;
 mod model;
 mod panels;
 mod pass;
 mod prefill;
+mod sampler;
 mod step;
+#[cfg(test)]
+mod tests;
+mod text_stream;
+mod tokenizer;
 mod weights;
 
+pub use chat_template::{ChatRole, ChatTemplate, Frame};
 pub use error::{ForwardError, ModelError};
-pub use kv_cache::{KV_BLOCK_TOKENS, KV_LAYOUT, KvBlock, KvCache, KvError, KvShape};
+pub use kv_cache::{KV_LAYOUT, KV_PAGE_TOKENS, KvCache, KvError, KvShape};
+pub use local::LocalModel;
 pub use model::{LanguageModel, PackedModel};
+pub use pass::Cancelled;
+pub use sampler::{greedy, sample};
+pub use text_stream::TextStream;
+pub use tokenizer::Vocabulary;
 pub use weights::{Architecture, ModelConfig};

@@ -1,16 +1,16 @@
-//! A language model on the processor: tokens and a cache in, the last token's logits out.
+//! A language model on the processor: tokens and a cache in, hidden state and logits out.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::thread;
 
 use super::error::ForwardError;
-use super::kv_cache::{KV_BLOCK_TOKENS, KvCache};
-use super::pass::{Pass, Private, Shared, read};
+use super::kv_cache::{KV_PAGE_TOKENS, KvCache};
+use super::pass::{Cancelled, Pass, Private, Shared, read};
 use super::prefill::rows_max;
 use super::weights::{ModelConfig, Weights};
-use crate::inference::candle::simd::Isa;
+use crate::inference::candle::simd::{Isa, PANEL};
 use crate::inference::candle::team::{Barrier, Membership, locked};
 
 /// A forward pass over tokens that follow a cache's.
@@ -18,18 +18,24 @@ pub trait LanguageModel: Send + Sync {
     /// The numbers of the model.
     fn config(&self) -> &ModelConfig;
 
-    /// Appends `tokens` to the cache and returns the logits after the last of them.
+    /// Appends `tokens` to the cache and returns the hidden state after the last of them.
     ///
-    /// Runs in chunks that end where blocks of the cache end; `cancel` is looked at before each.
+    /// Runs in chunks that end where pages of the cache end; `cancelled` is asked in each layer.
     ///
     /// # Errors
-    /// See [`ForwardError`].
+    /// See [`ForwardError`]; the cache is as it was before.
     fn forward(
         &self,
         tokens: &[u32],
         cache: &mut KvCache,
-        cancel: &AtomicBool,
+        cancelled: Cancelled<'_>,
     ) -> Result<Vec<f32>, ForwardError>;
+
+    /// The logits of the token that follows a hidden state.
+    ///
+    /// # Errors
+    /// `NotFinite` when one is not a number.
+    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ForwardError>;
 
     /// An empty cache.
     fn new_cache(&self) -> KvCache {
@@ -64,27 +70,27 @@ pub(super) fn check(
 pub(super) fn in_chunks(
     tokens: &[u32],
     cache: &mut KvCache,
-    cancel: &AtomicBool,
     mut run: impl FnMut(&[u32], &mut KvCache, bool) -> Result<Vec<f32>, ForwardError>,
 ) -> Result<Vec<f32>, ForwardError> {
     let before = cache.len_tokens();
     let mut rest = tokens;
     loop {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(ForwardError::Cancelled);
-        }
-        let room = KV_BLOCK_TOKENS - cache.len_tokens() % KV_BLOCK_TOKENS;
+        let room = KV_PAGE_TOKENS - cache.len_tokens() % KV_PAGE_TOKENS;
         let (chunk, next) = rest.split_at(room.min(rest.len()));
-        let is_last = next.is_empty();
-        let logits = run(chunk, cache, is_last).inspect_err(|_| cache.truncate(before))?;
-        if is_last {
-            if logits.iter().all(|logit| logit.is_finite()) {
-                return Ok(logits);
-            }
-            cache.truncate(before);
-            return Err(ForwardError::NotFinite);
+        let result = run(chunk, cache, next.is_empty()).and_then(finite);
+        let hidden = result.inspect_err(|_| cache.truncate(before))?;
+        if next.is_empty() {
+            return Ok(hidden);
         }
         rest = next;
+    }
+}
+
+pub(super) fn finite(numbers: Vec<f32>) -> Result<Vec<f32>, ForwardError> {
+    if numbers.iter().all(|number| number.is_finite()) {
+        Ok(numbers)
+    } else {
+        Err(ForwardError::NotFinite)
     }
 }
 
@@ -114,7 +120,7 @@ impl fmt::Debug for PackedModel {
 
 impl PackedModel {
     pub(super) fn new(config: ModelConfig, weights: Weights, threads: usize) -> Self {
-        let threads = threads.clamp(1, config.width / crate::inference::candle::simd::PANEL);
+        let threads = threads.clamp(1, config.width / PANEL);
         Self { isa: Isa::detect(), config, weights, threads, teams: Mutex::default() }
     }
 
@@ -129,7 +135,13 @@ impl PackedModel {
         self.weights.bytes()
     }
 
-    fn run_chunk(&self, tokens: &[u32], cache: &mut KvCache, wants_logits: bool) -> Vec<f32> {
+    fn run_chunk(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        wants_last: bool,
+        cancel: Cancelled<'_>,
+    ) -> Result<Vec<f32>, ForwardError> {
         let mut team = self.take_team();
         let barrier = Barrier::new(self.threads);
         let first = cache.len_tokens();
@@ -146,32 +158,23 @@ impl PackedModel {
             past,
             tail: page.layers_mut().map(RwLock::new).collect(),
             team: shared,
-            wants_logits,
+            wants_last,
+            cancel,
+            stop: AtomicUsize::new(usize::MAX),
         };
-        let run = |rank: usize, private: &mut Private| {
+        run_members(privates, |rank, private| {
             let _membership = Membership(&barrier);
             if tokens.len() == 1 { pass.step(rank, private) } else { pass.prefill(rank, private) }
-        };
-        thread::scope(|scope| {
-            let run = &run;
-            let mut members = privates.into_iter().enumerate();
-            let first = members.next();
-            for (rank, private) in members {
-                scope.spawn(move || run(rank, private));
-            }
-            if let Some((rank, private)) = first {
-                run(rank, private);
-            }
         });
-        let mut logits = Vec::new();
-        if wants_logits {
-            logits.reserve(self.config.vocabulary);
-            pass.team.iter().for_each(|shared| logits.extend_from_slice(&read(&shared.logits)));
-        }
+        let is_stopped = pass.stop.load(Ordering::Relaxed) != usize::MAX;
+        let last = read(&pass.team[0].vectors[0])[..self.config.width].to_vec();
         drop(pass);
-        cache.advance(tokens.len());
         locked(&self.teams).push(team);
-        logits
+        if is_stopped {
+            return Err(ForwardError::Cancelled);
+        }
+        cache.advance(tokens.len());
+        Ok(if wants_last { last } else { Vec::new() })
     }
 
     fn take_team(&self) -> Team {
@@ -196,11 +199,43 @@ impl LanguageModel for PackedModel {
         &self,
         tokens: &[u32],
         cache: &mut KvCache,
-        cancel: &AtomicBool,
+        cancelled: Cancelled<'_>,
     ) -> Result<Vec<f32>, ForwardError> {
         check(&self.config, tokens, cache)?;
-        in_chunks(tokens, cache, cancel, |chunk, cache, is_last| {
-            Ok(self.run_chunk(chunk, cache, is_last))
+        in_chunks(tokens, cache, |chunk, cache, is_last| {
+            self.run_chunk(chunk, cache, is_last, cancelled)
         })
     }
+
+    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ForwardError> {
+        let head = self.weights.head();
+        let mut normed = vec![0.0; self.config.width];
+        self.isa.rms_norm(hidden, &self.weights.norm, self.config.norm_epsilon, &mut normed);
+        let mut logits = vec![0.0; self.config.vocabulary];
+        let mut rest = logits.as_mut_slice();
+        let mut parts = Vec::with_capacity(self.threads);
+        for rank in 0..self.threads {
+            let share = head.share(rank, self.threads);
+            let (part, after) = rest.split_at_mut(share.len() * PANEL);
+            parts.push((share, part));
+            rest = after;
+        }
+        run_members(parts, |_, (share, part)| self.isa.multiply_row(&normed, head, share, part));
+        finite(logits)
+    }
+}
+
+/// Runs each member of a team on a thread of its own, the first one on this.
+fn run_members<M: Send>(members: Vec<M>, run: impl Fn(usize, M) + Sync) {
+    thread::scope(|scope| {
+        let run = &run;
+        let mut members = members.into_iter().enumerate();
+        let first = members.next();
+        for (rank, member) in members {
+            scope.spawn(move || run(rank, member));
+        }
+        if let Some((rank, member)) = first {
+            run(rank, member);
+        }
+    });
 }

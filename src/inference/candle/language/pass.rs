@@ -1,14 +1,18 @@
 //! What the members of a team share in one pass over a chunk, and what each owns.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::attention::{PageAttention, RowState};
-use super::kv_cache::{KV_BLOCK_TOKENS, Page, store};
+use super::kv_cache::{KV_PAGE_TOKENS, Page, store};
 use super::weights::{Angles, Layer, ModelConfig, Weights};
 use crate::inference::candle::simd::{Isa, PANEL};
 use crate::inference::candle::team::Barrier;
 use crate::inference::candle::vector::AlignedFloats;
+
+/// Asks whether a pass is still wanted.
+pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
 
 /// A chunk of tokens that lies within one page of the cache.
 pub(super) struct Pass<'a> {
@@ -24,8 +28,11 @@ pub(super) struct Pass<'a> {
     /// The chunk's page, layer by layer.
     pub(super) tail: Vec<RwLock<&'a mut [u16]>>,
     pub(super) team: Vec<&'a Shared>,
-    /// Whether the last token's logits are wanted.
-    pub(super) wants_logits: bool,
+    /// Whether the last token's hidden state is wanted.
+    pub(super) wants_last: bool,
+    pub(super) cancel: Cancelled<'a>,
+    /// The layer before which all members stop, as the first one found.
+    pub(super) stop: AtomicUsize,
 }
 
 /// Buffers that their owner writes and the whole team reads in the next step.
@@ -34,7 +41,6 @@ pub(super) struct Shared {
     /// take turns with the two, so that none writes what another member may still read.
     pub(super) vectors: [RwLock<AlignedFloats>; 2],
     pub(super) partials: RwLock<Partials>,
-    pub(super) logits: RwLock<Vec<f32>>,
 }
 
 /// Partial results of attention, one for each row of each unit of a member.
@@ -89,7 +95,6 @@ impl Shared {
         Self {
             vectors: [(); 2].map(|()| RwLock::new(AlignedFloats::zeroed(widest))),
             partials: RwLock::default(),
-            logits: RwLock::default(),
         }
     }
 }
@@ -141,35 +146,36 @@ impl Pass<'_> {
             let range = head * dim..(head + 1) * dim;
             self.isa.narrow_floats(&keys[range.clone()], key);
             self.isa.narrow_floats(&values[range], value);
-            store(page, &shape, head, position % KV_BLOCK_TOKENS, key, value);
+            store(page, &shape, head, position % KV_PAGE_TOKENS, key, value);
         }
     }
 
     /// The tokens of page `page` that the token at `position` sees.
     pub(super) fn visible(&self, layer: &Layer, page: usize, position: usize) -> Range<usize> {
         let first = layer.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let begin = page * KV_BLOCK_TOKENS;
-        let end = (position + 1).saturating_sub(begin).min(KV_BLOCK_TOKENS);
+        let begin = page * KV_PAGE_TOKENS;
+        let end = (position + 1).saturating_sub(begin).min(KV_PAGE_TOKENS);
         first.saturating_sub(begin).min(end)..end
     }
 
     /// Position of the page that a layer needs to begin with for the token at `position`.
     pub(super) fn first_page(&self, layer: &Layer, position: usize) -> usize {
-        layer.window.map_or(0, |window| (position + 1).saturating_sub(window) / KV_BLOCK_TOKENS)
+        layer.window.map_or(0, |window| (position + 1).saturating_sub(window) / KV_PAGE_TOKENS)
     }
 
-    /// The member's share of the last token's logits; all members call it.
-    pub(super) fn logits(&self, rank: usize, narrow: &mut [f32]) {
+    /// Waits for the whole team; says whether to stop, the same to all of its members.
+    pub(super) fn meet(&self, rank: usize, layer: usize) -> bool {
+        if rank == 0 && (self.cancel)() {
+            self.stop.store(layer, Ordering::Relaxed);
+        }
         self.barrier.wait();
-        let head = self.weights.head();
-        let share = head.share(rank, self.team.len());
-        let last = read(&self.team[0].vectors[0]);
-        let normed = &mut narrow[..self.config.width];
-        self.norm(&last[..self.config.width], &self.weights.norm, normed);
-        let mut logits = write(&self.team[rank].logits);
-        logits.clear();
-        logits.resize(share.len() * PANEL, 0.0);
-        self.isa.multiply_row(normed, head, share, &mut logits);
+        // The first member may be at the next layer already, and stop there.
+        self.stop.load(Ordering::Relaxed) <= layer
+    }
+
+    /// Lets others see the hidden state after the last layer.
+    pub(super) fn leave_last(&self, hidden: &[f32]) {
+        write(&self.team[0].vectors[0])[..hidden.len()].copy_from_slice(hidden);
     }
 }
 

@@ -4,7 +4,7 @@
 //! from about 16 rows on. Members meet once in a layer, when all keys and values are stored.
 
 use super::attention::{Blender, Queries, ROWS_MAX, RowState};
-use super::kv_cache::{KV_BLOCK_TOKENS, head_of};
+use super::kv_cache::{KV_PAGE_TOKENS, head_of};
 use super::panels::{Panels, Weights};
 use super::pass::{Pass, Private, read, write};
 use super::weights::Layer;
@@ -63,7 +63,7 @@ pub(super) fn rows_of(rank: usize, size: usize, tokens: usize) -> impl Iterator<
 
 /// Rows that a member may have to take.
 pub(super) fn rows_max(size: usize) -> usize {
-    2 * KV_BLOCK_TOKENS.div_ceil(2 * size)
+    2 * KV_PAGE_TOKENS.div_ceil(2 * size)
 }
 
 impl Pass<'_> {
@@ -77,9 +77,11 @@ impl Pass<'_> {
         }
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.project(layer, index, &rows, private);
-            self.barrier.wait();
+            if self.meet(rank, index) {
+                return;
+            }
             if index + 1 == self.weights.layers.len() {
-                // After the last keys and values, only the token whose logits are wanted matters.
+                // After the last keys and values, only the token whose state is wanted matters.
                 rows = self.keep_last(&rows, private);
             }
             if !rows.is_empty() {
@@ -88,20 +90,16 @@ impl Pass<'_> {
                 self.feed_forward(layer, rows.len(), private);
             }
         }
-        if self.wants_logits {
-            // The last row is in the slice from the back of the first member.
-            if rank == 0 {
-                let mut last = write(&self.team[0].vectors[0]);
-                last[..width].copy_from_slice(&private.hidden[..width]);
-            }
-            self.logits(rank, &mut private.narrow);
+        // The last row is in the slice from the back of the first member.
+        if self.wants_last && rank == 0 {
+            self.leave_last(&private.hidden[..width]);
         }
     }
 
     /// Moves the chunk's last row to the front, if it is wanted and the member has it.
     fn keep_last(&self, rows: &[usize], private: &mut Private) -> Vec<usize> {
         let last = self.tokens.len() - 1;
-        let Some(at) = rows.iter().position(|&row| row == last).filter(|_| self.wants_logits)
+        let Some(at) = rows.iter().position(|&row| row == last).filter(|_| self.wants_last)
         else {
             return Vec::new();
         };
@@ -161,8 +159,8 @@ impl Pass<'_> {
             private.sums[..count * dim].fill(0.0);
             for page in first_page..=self.past.len() {
                 let keys = self.past.get(page).map_or(&**tail, |page| page.layer(index));
-                let begin = page * KV_BLOCK_TOKENS;
-                let tokens = (last_position + 1 - begin).min(KV_BLOCK_TOKENS);
+                let begin = page * KV_PAGE_TOKENS;
+                let tokens = (last_position + 1 - begin).min(KV_PAGE_TOKENS);
                 private.page.load(&head_of(keys, &shape, head), tokens);
                 for member in 0..group {
                     let column = (head * group + member) * dim;

@@ -21,6 +21,9 @@ impl Pass<'_> {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.project_columns(rank, layer, private);
             self.keep_step(rank, layer, index, private);
+            if self.meet(rank, index) {
+                return;
+            }
             self.attend_pages(rank, layer, index, private);
             self.blend_pages(layer, private);
             let Private { hidden, normed, context, narrow, .. } = private;
@@ -34,12 +37,8 @@ impl Pass<'_> {
             let norm = layer.down_norm.as_deref();
             self.add_columns(rank, &layer.down, wide, &mut hidden[..width], (norm, narrow));
         }
-        if self.wants_logits {
-            if rank == 0 {
-                let mut last = write(&self.team[0].vectors[0]);
-                last[..width].copy_from_slice(&private.hidden[..width]);
-            }
-            self.logits(rank, &mut private.narrow);
+        if rank == 0 {
+            self.leave_last(&private.hidden[..width]);
         }
     }
 
@@ -82,7 +81,6 @@ impl Pass<'_> {
             let mut page = write(&self.tail[index]);
             self.keep(&mut page, self.first, row, &mut private.halves);
         }
-        self.barrier.wait();
     }
 
     /// Pages that a layer looks at.

@@ -1,0 +1,6 @@
+//! Tests of language models on tiny ones with random weights; nothing is downloaded.
+
+mod files;
+mod forward;
+mod text;
+mod tiny;
