@@ -317,6 +317,49 @@ pub trait Session: Send {
     fn as_any(&mut self) -> &mut dyn Any;
 }
 
+/// Stands where a session was handed over. Nothing can be done with it.
+pub(crate) struct NoSession;
+
+impl Session for NoSession {
+    fn tokens(&self) -> usize {
+        0
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    fn prefill(&mut self, _tokens: &[Token], _cancel: &Cancel) -> EngineResult<()> {
+        Err(handed_over())
+    }
+
+    fn step(&mut self, _token: Token) -> EngineResult<()> {
+        Err(handed_over())
+    }
+
+    fn sample(&mut self, _sampling: Sampling, _draw: u64) -> EngineResult<Token> {
+        Err(handed_over())
+    }
+
+    fn truncate(&mut self, _tokens: usize) {}
+
+    fn export(&self, _span: Range<usize>) -> EngineResult<KvBytes> {
+        Err(handed_over())
+    }
+
+    fn import(&mut self, _block: &KvBytes) -> EngineResult<()> {
+        Err(handed_over())
+    }
+
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+fn handed_over() -> EngineError {
+    EngineError::Failed { reason: "the session was handed over".to_owned() }
+}
+
 /// One layer of a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvLayer {
