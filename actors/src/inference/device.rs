@@ -3,8 +3,8 @@
 //! Receives: tasks for the engine, steps of sessions, and the ends of its own passes.
 //! Sends: passes to the compute port; results to whoever asked.
 //! Owns: the queues. One pass runs at a time. Steps that wait together are computed together; after
-//! them one task has its turn, so that a long prefill and running replies share the device.
-//! Somebody who waits goes before what is computed ahead.
+//! them one task has its turn, so that a long prefill and running replies share the device. What is
+//! computed ahead has its turn when nobody waits.
 
 use std::{
     collections::VecDeque,
@@ -64,6 +64,9 @@ pub(crate) struct Until {
     pub(crate) cancel: Cancel,
 }
 
+/// Something that an engine does.
+type Work = Box<dyn FnOnce(&dyn Engine) -> Ran + Send>;
+
 /// What a task left behind: microseconds that it owes, and how to hand its result over.
 type Ran = (u64, Box<dyn FnOnce() + Send>);
 
@@ -71,7 +74,7 @@ pub(crate) struct Task {
     until: Until,
     /// Whether whoever asked has gone.
     is_wanted: Box<dyn Fn() -> bool + Send>,
-    run: Box<dyn FnOnce(&dyn Engine) -> Ran + Send>,
+    run: Work,
     refuse: Box<dyn FnOnce(Error) + Send>,
 }
 
@@ -285,11 +288,9 @@ impl Queues {
         if self.is_busy {
             return;
         }
-        if !self.stepped && self.start_steps(myself) {
-            self.stepped = true;
-        } else if self.start_task(myself) {
-            self.stepped = false;
-        } else {
+        let is_turn_of_task = self.stepped && !self.foreground.is_empty();
+        self.stepped = !is_turn_of_task && self.start_steps(myself);
+        if !self.stepped && !self.start_task(myself) {
             self.stepped = self.start_steps(myself);
         }
     }
@@ -365,6 +366,8 @@ impl Queues {
             }
             let took = environment.monotonic_us().saturating_sub(start);
             metrics::histogram!(names::DEVICE_PASS_SECONDS).record(seconds(took));
+            // Whoever was just answered asks for the next step first, so that steps stay together.
+            tokio::task::yield_now().await;
             let _ = myself.cast(DeviceMessage::Free);
         });
     }

@@ -361,12 +361,18 @@ fn handed_over() -> EngineError {
 }
 
 /// One layer of a block.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KvLayer {
     /// Its numbers.
     pub bytes: Bytes,
     /// CRC-32C of the bytes, as they were when they came from the engine.
     pub checksum: u32,
+}
+
+impl fmt::Debug for KvLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KvLayer({} bytes, {:08x})", self.bytes.len(), self.checksum)
+    }
 }
 
 impl KvLayer {

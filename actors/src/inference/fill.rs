@@ -54,7 +54,7 @@ impl Reuse {
         self.reused_tokens.values().sum()
     }
 
-    fn from_tier(&mut self, tier: Tier, tokens: usize) {
+    fn add(&mut self, tier: Tier, tokens: usize) {
         *self.reused_tokens.entry(tier).or_default() += tokens;
     }
 }
@@ -123,7 +123,7 @@ impl Filling<'_> {
         let mut reuse = Reuse::default();
         let session = match self.cache.take_session(self.lease, self.chain, usable) {
             Some((session, _)) => {
-                reuse.from_tier(Tier::Device, session.tokens());
+                reuse.add(Tier::Device, session.tokens());
                 session
             }
             None => self.device.run(self.until.clone(), |engine| (engine.open(), 0)).await??,
@@ -192,7 +192,7 @@ impl Filling<'_> {
         filled.session = session;
         match result {
             Some(Ok(())) => {
-                filled.reuse.from_tier(tier, tokens);
+                filled.reuse.add(tier, tokens);
                 if !is_exact {
                     filled.reuse.inexact_tokens += tokens;
                 }
@@ -234,9 +234,8 @@ impl Filling<'_> {
             }
             tokio::select! {
                 biased;
-                arrived = loading.arrival(at) => match arrived {
-                    Some(loaded) => break Some(Ok(loaded)),
-                    None => {}
+                arrived = loading.arrival(at) => if let Some(loaded) = arrived {
+                    break Some(Ok(loaded));
                 },
                 done = &mut computing => break Some(Err(done?)),
             }

@@ -22,10 +22,10 @@ use super::{
     reply::ReplyText,
 };
 use crate::{
-    cube::{CubeKey, seconds},
+    cube::seconds,
     directory::QueueDepth,
     environment::Environment,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     metrics as names,
     storage::Blobs,
 };
@@ -74,6 +74,9 @@ pub struct GenerateRequest {
     pub stops: Vec<String>,
     /// Milliseconds that all of it may take.
     pub ms_max: u64,
+    /// Whether what is cached is used, and what is computed is kept. Not for a cube of another
+    /// node: this one would not hear when a memory of it is forgotten.
+    pub is_cached: bool,
 }
 
 /// Why a reply ended.
@@ -109,8 +112,8 @@ pub struct Finished {
     pub reuse: Reuse,
     /// What it took.
     pub timings: Timings,
-    /// Blocks that were computed and may be kept, in order.
-    pub computed: Vec<(ChainBlock, Arc<KvBytes>)>,
+    /// Blocks of the prompt that no cold tier has yet, in order, as far as they may be kept.
+    pub unstored: Vec<(ChainBlock, Arc<KvBytes>)>,
 }
 
 /// A part of a reply.
@@ -234,8 +237,9 @@ impl InferenceHandle {
     ///
     /// # Errors
     /// `Overloaded` when too many requests wait, `Invalid` when the prompt does not fit.
-    pub(crate) fn reply(&self, key: CubeKey, request: GenerateRequest) -> Result<ReplyStream> {
-        let job = self.job(key, request, Urgency::Foreground)?;
+    /// `Conflict` when a memory of the cube was forgotten since the lease began.
+    pub(crate) fn reply(&self, lease: Lease, request: GenerateRequest) -> Result<ReplyStream> {
+        let job = self.job(lease, request, Urgency::Foreground)?;
         let (sender, events) = mpsc::channel(REPLY_PIECES_MAX);
         self.environment.spawn(async move {
             let listener = sender.clone();
@@ -256,11 +260,11 @@ impl InferenceHandle {
     ///
     /// # Errors
     /// As `reply`, and whatever the engine says.
-    pub(crate) async fn preload(&self, key: CubeKey, request: GenerateRequest) -> Result<Finished> {
-        self.job(key, request, Urgency::Preload)?.preload().await
+    pub(crate) async fn preload(&self, lease: Lease, request: GenerateRequest) -> Result<Finished> {
+        self.job(lease, request, Urgency::Preload)?.preload().await
     }
 
-    fn job(&self, key: CubeKey, request: GenerateRequest, urgency: Urgency) -> Result<Job> {
+    fn job(&self, mut lease: Lease, request: GenerateRequest, urgency: Urgency) -> Result<Job> {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| Error::overloaded("the language model's queue", 1_000))?;
         let window_tokens = self.facts().window_tokens;
@@ -273,7 +277,10 @@ impl InferenceHandle {
         let until = Until { urgency, deadline_us, cancel: Cancel::default() };
         let sources = request.chain.blocks.iter().flat_map(|block| &block.sources);
         let sources = Arc::new(sources.map(|source| source.id).collect());
-        let lease = self.cache.lease(key, sources);
+        if !self.cache.narrow(&mut lease, sources) {
+            let message = "a memory was changed while the prompt was made; make it again";
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
         Ok(Job { inference: self.clone(), request, until, lease, start_us, _place: place })
     }
 }
@@ -296,10 +303,10 @@ impl Job {
         let filled = self.fill(None).await?;
         let Filled { session, reuse, computed, .. } = filled;
         count_prompt(&reuse);
-        let computed = self.keep(session, &reuse, computed).await;
+        let unstored = self.keep(session, &reuse, computed).await;
         let total_us = self.elapsed_us();
         let timings = Timings { first_token_us: total_us, total_us, reply_tokens: 0 };
-        Ok(Finished { reason: FinishReason::Preloaded, reuse, timings, computed })
+        Ok(Finished { reason: FinishReason::Preloaded, reuse, timings, unstored })
     }
 
     fn elapsed_us(&self) -> u64 {
@@ -332,12 +339,12 @@ impl Job {
         metrics::histogram!(names::TTFT_SECONDS, "warm" => warm).record(seconds(first_token_us));
         count_prompt(&reuse);
         let (session, reason, reply_tokens) = self.speak(session, first, sender).await?;
-        let computed = match session {
+        let unstored = match session {
             Some(session) => self.keep(session, &reuse, computed).await,
             None => Vec::new(),
         };
         let timings = Timings { first_token_us, total_us: self.elapsed_us(), reply_tokens };
-        Ok(Finished { reason, reuse, timings, computed })
+        Ok(Finished { reason, reuse, timings, unstored })
     }
 
     /// Brings the prompt into a session. A device without memory lets go of what nobody uses, then
@@ -355,7 +362,7 @@ impl Job {
             until: self.until.clone(),
             sampling,
         };
-        let mut trouble = match filling.fill(true).await {
+        let mut trouble = match filling.fill(self.request.is_cached).await {
             Ok(filled) => return Ok(filled),
             Err(trouble) => trouble,
         };
@@ -364,7 +371,8 @@ impl Job {
             environment.reach("inference.out-of-memory", then);
             metrics::counter!(names::DEVICE_OUT_OF_MEMORY_TOTAL, "then" => then).increment(1);
             cache.free_device();
-            trouble = match filling.fill(then == WITHOUT_MEMORY[0]).await {
+            let with_cache = self.request.is_cached && then == WITHOUT_MEMORY[0];
+            trouble = match filling.fill(with_cache).await {
                 Ok(filled) => return Ok(filled),
                 Err(trouble) => trouble,
             };
@@ -426,7 +434,7 @@ impl Job {
             let (back, next) = match stepped {
                 Ok(stepped) => stepped,
                 // Too late for another token, not for those that were said.
-                Err(error) if error.kind() == crate::ErrorKind::Overloaded => {
+                Err(error) if error.kind() == ErrorKind::Overloaded => {
                     send(sender, text.finish()).await;
                     return Ok((None, FinishReason::Deadline, said));
                 }
@@ -455,13 +463,13 @@ impl Job {
         computed: Vec<usize>,
     ) -> Vec<(ChainBlock, Arc<KvBytes>)> {
         let InferenceHandle { device, cache, .. } = &self.inference;
-        if reuse.inexact_tokens > 0 {
+        if reuse.inexact_tokens > 0 || !self.request.is_cached {
             return Vec::new();
         }
         let chain = Arc::clone(&self.request.chain);
-        // Nobody waits for it any more.
-        let until =
-            Until { urgency: Urgency::Preload, deadline_us: u64::MAX, ..self.until.clone() };
+        // Too late for an answer is not too late for this. It is short.
+        let urgency = Urgency::Foreground;
+        let until = Until { urgency, deadline_us: u64::MAX, ..self.until.clone() };
         let work = move |_: &dyn Engine| {
             session.truncate(chain.tokens.len());
             let export = |at: usize| {
@@ -481,10 +489,18 @@ impl Job {
         }
         let ends = chain.blocks.iter().map(|block| (block.key, block.span.end)).collect();
         cache.park(&self.lease, session, ends);
-        if cache.is_revoked(&self.lease) {
-            return Vec::new();
+        let mut exported: BTreeMap<usize, Arc<KvBytes>> = blocks.into_iter().collect();
+        let mut unstored = Vec::new();
+        for (at, block) in chain.blocks.iter().enumerate() {
+            if self.request.stored.contains_key(&block.key) {
+                continue;
+            }
+            let numbers = exported.remove(&at).or_else(|| cache.in_ram(&self.lease, chain, at));
+            // Without it, nothing behind it can be found again.
+            let Some(numbers) = numbers else { break };
+            unstored.push((block.clone(), numbers));
         }
-        blocks.into_iter().map(|(at, numbers)| (chain.blocks[at].clone(), numbers)).collect()
+        if cache.is_revoked(&self.lease) { Vec::new() } else { unstored }
     }
 }
 

@@ -112,9 +112,4 @@ impl Loading {
             None
         })
     }
-
-    /// Gives up whatever has not come yet.
-    pub(super) fn give_up(&mut self) {
-        *self = Self { corrupt: self.corrupt, ..Self::default() };
-    }
 }

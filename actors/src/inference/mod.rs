@@ -9,6 +9,8 @@ mod generate;
 mod loading;
 mod reply;
 pub mod scripted;
+#[cfg(test)]
+mod tests;
 
 pub use device::Urgency;
 pub use engine::{

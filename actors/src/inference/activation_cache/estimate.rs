@@ -38,7 +38,7 @@ impl Tier {
 
 /// What to do about blocks that are not in RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Load them, and compute meanwhile if they are late.
     Load {
         /// Microseconds after which the first one is late.
@@ -51,7 +51,7 @@ pub enum Decision {
 impl Decision {
     /// The name in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Load { .. } => "load",
             Self::Recompute => "recompute",

@@ -93,7 +93,8 @@ struct Parked {
 /// Something that is being computed.
 struct Leased {
     key: CubeKey,
-    sources: Sources,
+    /// What the prompt contains; `None` as long as nobody knows.
+    sources: Option<Sources>,
     is_revoked: bool,
 }
 
@@ -160,14 +161,25 @@ impl ActivationCache {
         self.shared.held.lock().expect("invariant: nothing panics while it holds the cache")
     }
 
-    /// Says that a prompt of a cube, with these memories in it, is being computed.
-    pub(crate) fn lease(&self, key: CubeKey, sources: Sources) -> Lease {
+    /// Says that a prompt of a cube is about to be made, before anything of the cube is read for
+    /// it: from now on nothing is forgotten unnoticed.
+    pub(crate) fn lease(&self, key: CubeKey) -> Lease {
         let mut held = self.held();
         held.next_number += 1;
         let number = held.next_number;
-        let leased = Leased { key: key.clone(), sources: Arc::clone(&sources), is_revoked: false };
+        let leased = Leased { key: key.clone(), sources: None, is_revoked: false };
         held.leases.insert(number, leased);
-        Lease { cache: self.clone(), number, key, sources }
+        Lease { cache: self.clone(), number, key, sources: Sources::default() }
+    }
+
+    /// Says which memories the prompt contains. `false` if anything of the cube was forgotten since
+    /// the lease began: then the prompt may contain it, and has to be made again.
+    pub(crate) fn narrow(&self, lease: &mut Lease, sources: Sources) -> bool {
+        let mut held = self.held();
+        let Some(leased) = held.leases.get_mut(&lease.number) else { return false };
+        leased.sources = Some(Arc::clone(&sources));
+        lease.sources = sources;
+        !leased.is_revoked
     }
 
     /// Whether a memory of it was forgotten meanwhile.
@@ -308,7 +320,8 @@ impl ActivationCache {
         let mut held = self.held();
         for leased in held.leases.values_mut() {
             let is_same = leased.key.tenant == *tenant && leased.key.cube == *cube;
-            leased.is_revoked |= is_same && is_meant(&leased.sources);
+            let is_touched = leased.sources.as_ref().is_none_or(|sources| is_meant(sources));
+            leased.is_revoked |= is_same && is_touched;
         }
         let is_parked = |parked: &Parked| parked.cube == *cube && is_meant(&parked.sources);
         let sessions = held.parked.of_tenant(tenant);

@@ -1,1 +1,1 @@
-//! tests
+//! See `stored` tests.
