@@ -492,3 +492,6 @@ fn number(value: usize) -> u32 {
 fn index(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;
