@@ -44,6 +44,12 @@ pub enum Defect {
     /// The FoundationDB backend looks at a commit's token only if the attempt just before may have
     /// committed: what happened further back is forgotten.
     TrustMaybeCommitted,
+    /// A block that is missing in RAM is replaced by another one of the same place and length,
+    /// whatever its text and whosever it is. Not part of `ALL` yet.
+    ForeignBlock,
+    /// A deleted memory stays in the contexts that contain it, and so do their blocks. Not part of
+    /// `ALL` yet.
+    DeletedInContext,
 }
 
 impl Defect {

@@ -1,6 +1,7 @@
 //! Where the cubes of this node are: from a tenant and a cube id to a live actor.
 
 mod catalogue;
+mod models;
 
 use std::{
     fmt,
@@ -37,6 +38,7 @@ use crate::{
     feed::{EventFeed, FeedHandle, FeedTrimmer},
     host::{CubeHost, Ended, HostHandle, HostSettings},
     housekeeper::{BlobSweeper, Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
+    inference::InferenceHandle,
     storage::{Blobs, RangeRead, SharedStore, blobs::Seal},
     tenant::TenantContext,
     vectors::{SearchPlaces, VectorParts, VectorTier},
@@ -294,6 +296,7 @@ impl Cubes {
         ];
         queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
+        queues.extend(self.inference().into_iter().flat_map(InferenceHandle::queues));
         queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
         queues
     }
@@ -326,6 +329,9 @@ impl Cubes {
         if let Some(embedder) = &self.shared.embedder {
             embedder.kill();
         }
+        if let Some(inference) = self.inference() {
+            inference.kill();
+        }
     }
 
     /// Lets every cube finish and leave RAM, says goodbye to the other nodes, then ends the actors
@@ -339,6 +345,9 @@ impl Cubes {
             housekeeper.stop().await;
         }
         self.shared.host.shut_down().await;
+        if let Some(inference) = self.inference() {
+            inference.stop().await;
+        }
         if let Some(vectors) = &self.shared.vectors {
             vectors.stop().await;
         }

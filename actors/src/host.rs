@@ -295,6 +295,7 @@ impl Hosting {
             environment: self.environment.clone(),
             confirms_reads: self.settings.confirms_reads,
             snapshots: self.hydrator.snapshots.clone(),
+            inference: Arc::clone(&self.hydrator.inference),
         };
         let (actor, _) = CubeActor::spawn_linked(None, CubeActor, arguments, myself.get_cell())
             .await
@@ -305,6 +306,7 @@ impl Hosting {
     /// An incarnation is gone: remember why, and serve whoever waits for the next one.
     fn ended(&mut self, myself: &ActorRef<HostMessage>, actor: ActorId, ended: Ended) {
         let Some(key) = self.by_actor.remove(&actor.pid()) else { return };
+        self.forget_activation(&key);
         let now_ms = self.now_ms();
         self.directory.remove_if(&key, |_, slot| slot.actor.get_id() == actor);
         let Some(record) = self.records.get_mut(&key) else { return };
@@ -337,6 +339,16 @@ impl Hosting {
         }
         self.publish_gauges();
         self.finish_shut_down();
+    }
+
+    /// Another node may own the cube from now on, and this one would not hear what is forgotten
+    /// there.
+    fn forget_activation(&self, key: &CubeKey) {
+        if let Some(inference) = self.hydrator.inference.get()
+            && self.settings.confirms_reads
+        {
+            inference.cache().forget_cube(&key.tenant, &key.cube, &[]);
+        }
     }
 
     fn why_ended(&mut self, key: &CubeKey, actor: ActorId, reply: Ask<Ended>) {

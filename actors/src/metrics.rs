@@ -88,6 +88,36 @@ pub const FEED_TRIMMED_TOTAL: &str = "memcube_feed_trimmed_total";
 pub const CHORE_SECONDS: &str = "memcube_chore_seconds";
 /// Runs of chores that failed, by `chore`.
 pub const CHORES_FAILED_TOTAL: &str = "memcube_chores_failed_total";
+/// Time from a request for a reply to its first token, by `warm`: whether any token was reused.
+pub const TTFT_SECONDS: &str = "memcube_ttft_seconds";
+/// Replies, by `outcome`.
+pub const REPLIES_TOTAL: &str = "memcube_replies_total";
+/// Tokens of replies.
+pub const REPLY_TOKENS_TOTAL: &str = "memcube_reply_tokens_total";
+/// Tokens of prompts, by `from`: `computed`, or the tier that they were reused from.
+pub const PROMPT_TOKENS_TOTAL: &str = "memcube_prompt_tokens_total";
+/// Sessions whose tokens were computed together.
+pub const DECODE_BATCH_SESSIONS: &str = "memcube_decode_batch_sessions";
+/// Time of one pass on a device.
+pub const DEVICE_PASS_SECONDS: &str = "memcube_device_pass_seconds";
+/// How often a device had no memory left, by what was done `then`.
+pub const DEVICE_OUT_OF_MEMORY_TOTAL: &str = "memcube_device_out_of_memory_total";
+/// Blocks of keys and values that were found, by `tier`.
+pub const ACTIVATION_HITS_TOTAL: &str = "memcube_activation_hits_total";
+/// Whether blocks of a tier were loaded or computed again, by `tier` and `decision`.
+pub const ACTIVATION_DECISIONS_TOTAL: &str = "memcube_activation_decisions_total";
+/// Time to load one block, by `tier`.
+pub const ACTIVATION_LOAD_SECONDS: &str = "memcube_activation_load_seconds";
+/// Bytes of keys and values, by `tier`.
+pub const ACTIVATION_BYTES: &str = "memcube_activation_bytes";
+/// Blocks and sessions that left a tier for want of room, by `tier`.
+pub const ACTIVATION_EVICTIONS_TOTAL: &str = "memcube_activation_evictions_total";
+/// Blocks that were damaged, by `tier`; each was computed again.
+pub const ACTIVATION_CORRUPT_TOTAL: &str = "memcube_activation_corrupt_total";
+/// Blocks dropped because a memory that they contain was changed or deleted.
+pub const ACTIVATION_INVALIDATED_TOTAL: &str = "memcube_activation_invalidated_total";
+/// Relative error of blocks that were stored in 8 bits.
+pub const ACTIVATION_QUANTISATION_ERROR: &str = "memcube_activation_quantisation_error";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -136,8 +166,33 @@ pub fn describe() {
     counter(FEED_STREAMS_CUT_OFF_TOTAL, "streams of events cut off for being too slow");
     counter(FEED_EVENTS_TOTAL, "events handed to streams");
     counter(FEED_TRIMMED_TOTAL, "records trimmed from event feeds");
+    describe_inference();
     seconds(CHORE_SECONDS, "time of one run of a chore");
     counter(CHORES_FAILED_TOTAL, "runs of chores that failed");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");
     describe_histogram!(STORE_GROUP_COMMITS, Unit::Count, "commits that shared one fsync");
+}
+
+fn describe_inference() {
+    let counter = |name: &'static str, text: &'static str| {
+        describe_counter!(name, Unit::Count, text);
+    };
+    let seconds = |name: &'static str, text: &'static str| {
+        describe_histogram!(name, Unit::Seconds, text);
+    };
+    seconds(TTFT_SECONDS, "time to the first token");
+    counter(REPLIES_TOTAL, "replies");
+    counter(REPLY_TOKENS_TOTAL, "tokens of replies");
+    counter(PROMPT_TOKENS_TOTAL, "tokens of prompts");
+    describe_histogram!(DECODE_BATCH_SESSIONS, Unit::Count, "sessions computed together");
+    seconds(DEVICE_PASS_SECONDS, "time of one pass on a device");
+    counter(DEVICE_OUT_OF_MEMORY_TOTAL, "times that a device had no memory left");
+    counter(ACTIVATION_HITS_TOTAL, "blocks of keys and values found");
+    counter(ACTIVATION_DECISIONS_TOTAL, "decisions to load or to compute again");
+    seconds(ACTIVATION_LOAD_SECONDS, "time to load one block");
+    describe_gauge!(ACTIVATION_BYTES, Unit::Bytes, "bytes of keys and values");
+    counter(ACTIVATION_EVICTIONS_TOTAL, "blocks and sessions evicted");
+    counter(ACTIVATION_CORRUPT_TOTAL, "damaged blocks, computed again");
+    counter(ACTIVATION_INVALIDATED_TOTAL, "blocks of changed or deleted memories, dropped");
+    describe_histogram!(ACTIVATION_QUANTISATION_ERROR, Unit::Count, "relative error of 8 bits");
 }

@@ -181,6 +181,9 @@ pub struct ContextRecord {
     pub model: ModelId,
     /// What stands where, from the start on.
     pub segments: Vec<ContextSegment>,
+    /// So many of the first segments are computed as one run; behind them, every turn begins a
+    /// block of its own, because it was computed when it was said.
+    pub sealed: u32,
     /// Turns answered so far.
     pub turn: u32,
     /// Tokens of all segments.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::{
+    activation::{BlockKey, ContextRecord, KvBlock},
     command::{CubeCommand, CubeReply},
     cube::CubeManifest,
-    ids::{ConversationId, MemoryId, Version},
+    ids::{ConversationId, MemoryId, ModelId, Version},
     limits::TOP_K_DEFAULT,
     memory::{MemoryItem, MemoryKind},
 };
@@ -120,6 +121,30 @@ pub struct SearchOutcome {
     pub confidence: f32,
 }
 
+/// What is asked about the next prompt of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ContextQuery {
+    /// Which conversation.
+    pub conversation: ConversationId,
+    /// Whose context.
+    pub model: ModelId,
+    /// Blocks whose rows are wanted.
+    pub blocks: Vec<BlockKey>,
+}
+
+/// What a cube knows about the next prompt of a conversation.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct ContextAnswer {
+    /// The context so far; `None` for a new one.
+    pub record: Option<ContextRecord>,
+    /// The memories in it, as far as they are still what they were.
+    pub items: Vec<Arc<MemoryItem>>,
+    /// The rows that were asked for, as far as there are any.
+    pub blocks: Vec<KvBlock>,
+    /// The version of the cube that was read.
+    pub version: Version,
+}
+
 /// What is asked of a cube.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum CubeCall {
@@ -140,6 +165,8 @@ pub enum CubeCall {
     Describe,
     /// Delete the cube with everything in it.
     Erase,
+    /// Read what the next prompt of a conversation begins with.
+    Context(Box<ContextQuery>),
 }
 
 impl CubeCall {
@@ -156,7 +183,11 @@ impl CubeCall {
             Self::Change(CubeCommand::AddMemories { request, .. }) => request.is_some(),
             Self::Change(CubeCommand::UpdateMemory { .. } | CubeCommand::DeleteMemories { .. })
             | Self::Erase => false,
-            Self::Get(_) | Self::List { .. } | Self::Search(_) | Self::Describe => true,
+            Self::Get(_)
+            | Self::List { .. }
+            | Self::Search(_)
+            | Self::Describe
+            | Self::Context(_) => true,
         }
     }
 }
@@ -176,4 +207,6 @@ pub enum CubeAnswer {
     Manifest(CubeManifest),
     /// To `Erase`.
     Erased,
+    /// To `Context`.
+    Context(Box<ContextAnswer>),
 }

@@ -14,6 +14,10 @@ use rkyv::{
 };
 
 use crate::{
+    activation::{
+        BlockKey, BlockSource, ContextMemory, ContextRecord, ContextSegment, KvBlock, KvBlockBytes,
+        KvDtype, ModelFingerprint,
+    },
     backup::{
         BackupApiKey, BackupCube, BackupManifest, BackupPart, BackupRow, LeftOut, PartContents,
         PartRef, RowChange,
@@ -167,6 +171,16 @@ fn what_was_once_written_stays_readable() {
         address: "10.0.0.1:7710".to_owned(),
     });
     check(&feed_record());
+    check(&kv_block());
+    check(&KvBlockBytes {
+        key: BlockKey([2; 32]),
+        start: 256,
+        tokens: 71,
+        dtype: KvDtype::F16,
+        checksums: vec![0x0102_0304],
+        layers: vec![vec![1, 2, 3, 4]],
+    });
+    check(&context_record());
     check(&backup_manifest());
     check(&BackupPart { number: 2, contents: PartContents::Rows(backup_rows()) });
     check(&frame(PeerBody::Call(PeerCall::Cube {
@@ -196,6 +210,46 @@ fn feed_record() -> FeedRecord {
         version: Version(9),
         at_ms: 1_700_000_000_004,
         change: FeedChange::Items(vec![(MemoryId::from_parts(1, 1), ItemChange::Updated, 2)]),
+    }
+}
+
+fn kv_block() -> KvBlock {
+    KvBlock {
+        key: BlockKey([2; 32]),
+        parent: Some(BlockKey([1; 32])),
+        start: 256,
+        tokens: 71,
+        model: ModelFingerprint {
+            model: ModelId::new("smollm2-135m-instruct@1f3a77c0").expect("valid"),
+            tokenizer: [3; 32],
+            adapter: Some([4; 32]),
+            rope: "interleaved base=100000".to_owned(),
+            dtype: KvDtype::F32,
+            layout: "k,v [3,tokens,64] v1 x30".to_owned(),
+        },
+        dtype: KvDtype::F16,
+        bytes: 1_635_840,
+        checksums: vec![0x0102_0304, 0x0506_0708],
+        sources: vec![BlockSource { id: MemoryId::from_parts(1, 1), revision: 3 }],
+        blob: BlobId([7; 32]),
+        stored_at_ms: 1_700_000_000_005,
+    }
+}
+
+fn context_record() -> ContextRecord {
+    let source = BlockSource { id: MemoryId::from_parts(1, 1), revision: 3 };
+    ContextRecord {
+        conversation: ConversationId::new("session 1").expect("valid"),
+        model: ModelId::new("smollm2-135m-instruct@1f3a77c0").expect("valid"),
+        segments: vec![
+            ContextSegment::Preamble([5; 16]),
+            ContextSegment::Memories(vec![ContextMemory { source, tokens: 14, wanted_at: 2 }]),
+            ContextSegment::Turn(Role::User, [6; 16]),
+        ],
+        sealed: 2,
+        turn: 3,
+        tokens: 327,
+        used_at_ms: 1_700_000_000_006,
     }
 }
 

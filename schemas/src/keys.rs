@@ -9,8 +9,9 @@
 use foundationdb_tuple::{Bytes, Element, pack, unpack};
 
 use crate::{
+    activation::BlockKey,
     blob::BlobId,
-    ids::{CubeId, MemoryId, ModelId, NodeId, RequestId, Stamp, TenantId, Version},
+    ids::{ConversationId, CubeId, MemoryId, ModelId, NodeId, RequestId, Stamp, TenantId, Version},
 };
 
 /// First element of keys that belong to the installation. No [`TenantId`] is empty.
@@ -34,6 +35,8 @@ const BLOB: u16 = 19;
 const BLOB_REFERENCE: u16 = 20;
 const TAIL: u16 = 21;
 const RESTORING: u16 = 22;
+const KV_BLOCK: u16 = 23;
+const CONTEXT: u16 = 24;
 
 /// Shards of a tenant's event feed, so that its newest rows are not one hot spot. Part of the
 /// format: never changed.
@@ -380,11 +383,36 @@ pub fn requests(tenant: &TenantId, cube: &CubeId) -> KeyRange {
     KeyRange::below(&pack(&(tenant.as_str(), REQUEST, cube.as_str())))
 }
 
+/// One block of keys and values that a cube keeps.
+#[must_use]
+pub fn kv_block(tenant: &TenantId, cube: &CubeId, block: BlockKey) -> Vec<u8> {
+    pack(&(tenant.as_str(), KV_BLOCK, cube.as_str(), Bytes::from(&block.0[..])))
+}
+
+/// The blocks of keys and values that a cube keeps.
+#[must_use]
+pub fn kv_blocks(tenant: &TenantId, cube: &CubeId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), KV_BLOCK, cube.as_str())))
+}
+
+/// The context of one conversation.
+#[must_use]
+pub fn context(tenant: &TenantId, cube: &CubeId, conversation: &ConversationId) -> Vec<u8> {
+    pack(&(tenant.as_str(), CONTEXT, cube.as_str(), conversation.as_str()))
+}
+
+/// The contexts of a cube's conversations.
+#[must_use]
+pub fn contexts(tenant: &TenantId, cube: &CubeId) -> KeyRange {
+    KeyRange::below(&pack(&(tenant.as_str(), CONTEXT, cube.as_str())))
+}
+
 /// Every range that belongs to one cube, except who owns it: what deleting the cube clears.
 #[must_use]
 pub fn everything_of_cube(tenant: &TenantId, cube: &CubeId) -> Vec<KeyRange> {
     let below = |kind: u16| KeyRange::below(&pack(&(tenant.as_str(), kind, cube.as_str())));
-    let mut ranges: Vec<KeyRange> = [ITEM, HISTORY, VECTOR, REQUEST, TAIL].map(below).into();
+    let mut ranges: Vec<KeyRange> =
+        [ITEM, HISTORY, VECTOR, REQUEST, TAIL, KV_BLOCK, CONTEXT].map(below).into();
     ranges.push(KeyRange::only(manifest(tenant, cube)));
     ranges.push(KeyRange::only(restoring(tenant, cube)));
     ranges
@@ -488,6 +516,8 @@ mod tests {
                 vector(&acme, &cube, &model, id),
                 manifest(&acme, &cube),
                 restoring(&acme, &cube),
+                kv_block(&acme, &cube, BlockKey([7; 32])),
+                context(&acme, &cube, &ConversationId::new("talk").expect("valid")),
             ];
             for key in &written {
                 let inside = |tenant, cube| {

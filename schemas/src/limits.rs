@@ -213,3 +213,33 @@ pub const FEED_TRIM_RECORDS_MAX: usize = 500;
 pub const FEED_KEPT_MS: u64 = 7 * 24 * 3_600_000;
 /// Milliseconds for which the row of a node that is dead or has left is kept: a day.
 pub const NODE_ROW_KEPT_MS: u64 = 24 * 3_600_000;
+
+/// Requests that wait for one language model or are being answered, before further ones are
+/// refused: more than that would wait longer than anybody does.
+pub const INFERENCE_REQUESTS_MAX: usize = 64;
+/// Sessions whose next tokens are computed together.
+pub const DECODE_BATCH_MAX: usize = 16;
+/// Pieces of text that wait for a reader who is slow; then the model waits.
+pub const REPLY_PIECES_MAX: usize = 64;
+/// Tokens of one reply when the caller names no number.
+pub const REPLY_TOKENS_DEFAULT: usize = 512;
+/// Milliseconds that a request for a reply may take when the caller names no number.
+pub const REPLY_MS_DEFAULT: u64 = 120_000;
+/// Blocks of keys and values that one cube keeps: a quarter of a million tokens, and few enough that
+/// one commit can clear them all.
+pub const KV_BLOCKS_PER_CUBE_MAX: usize = 1_024;
+/// Blocks that one commit takes in.
+pub const KV_BLOCKS_PER_COMMIT_MAX: usize = 64;
+/// Bytes of keys and values in RAM, of all tenants together.
+pub const KV_RAM_BYTES_DEFAULT: u64 = 1 << 30;
+/// Bytes of sessions that are kept on a device for the next turn.
+pub const KV_DEVICE_BYTES_DEFAULT: u64 = 512 << 20;
+/// Bytes of keys and values on the local disk.
+pub const KV_DISK_BYTES_DEFAULT: u64 = 8 << 30;
+/// Conversations of one cube whose contexts are kept; past it, the one that was used least recently
+/// goes.
+pub const CONTEXTS_PER_CUBE_MAX: usize = 64;
+/// Memories in one context: with its turns, its record stays well below [`VALUE_BYTES_MAX`].
+pub const CONTEXT_MEMORIES_MAX: usize = 1_024;
+/// Segments of one context.
+pub const CONTEXT_SEGMENTS_MAX: usize = 1_024;

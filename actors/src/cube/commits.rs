@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Change, CubeMessage, Reply, Running, STOPPED_ERASED, STOPPED_FENCED,
+    activation::{Gone, Keeping},
     decide::{Decision, Working},
     fenced,
     journal::{self, Recorded},
@@ -43,13 +44,16 @@ enum Then {
     HandedOver(oneshot::Sender<Result<()>>),
     /// The manifest names another snapshot.
     Snapshot(CommittingSnapshot),
+    /// Contexts and blocks are kept.
+    Kept(Box<Keeping>),
 }
 
 impl Then {
-    /// Whether a check on this key says nothing about the cube, only about its next snapshot.
+    /// Whether a check on this key says nothing about the cube, only about a blob.
     fn is_refused_by(&self, key: &[u8]) -> bool {
         match self {
             Self::Snapshot(committing) => committing.row == key,
+            Self::Kept(keeping) => keeping.is_refused_by(key),
             Self::GoOn | Self::Erased(_) | Self::HandedOver(_) => false,
         }
     }
@@ -64,17 +68,20 @@ struct Batch {
     manifest: Option<CubeManifest>,
     /// Whether the cube has no snapshot afterwards, because an item is purged.
     drops_snapshot: bool,
+    /// Contexts and blocks that go with the memories in them.
+    gone: Gone,
 }
 
 impl Running {
     /// Decides what waits and commits it, unless a commit is under way.
     pub(super) fn start_commit(&mut self, myself: &ActorRef<CubeMessage>) {
-        if self.start_snapshot_commit(myself) {
+        if self.start_snapshot_commit(myself) || self.start_keep_commit(myself) {
             return;
         }
         if self.in_flight.is_some() || self.waiting.is_empty() {
             return;
         }
+        self.has_kept = false;
         let now_ms = self.environment.unix_ms();
         let mut batch = self.decide_waiting(now_ms);
         while batch.events.is_empty() && batch.requests.is_empty() {
@@ -90,11 +97,13 @@ impl Running {
         let events = batch.events.iter().map(|(event, _)| event);
         let mut manifest = journal::next_manifest(&self.cube, events, version, now_ms);
         let let_go = self.let_go_of_purged(&mut batch, &mut manifest);
+        batch.gone = self.touched(batch.events.iter().map(|(event, _)| event));
         let keeps_tail = manifest.snapshot.is_some() || self.snapshot.is_under_way();
         let recorded: Vec<Recorded<'_>> =
             batch.events.iter().map(|(event, by)| Recorded { event, by }).collect();
         let mut mutations = journal::mutations(&self.cube, &recorded, &batch.requests, &manifest);
         mutations.extend(let_go);
+        mutations.extend(batch.gone.mutations(&self.cube.key));
         if keeps_tail && !self.environment.plants(Defect::LostTail) {
             mutations.extend(journal::tail(&self.cube.key, &recorded, version));
         }
@@ -109,7 +118,20 @@ impl Running {
             }
         }
         self.in_flight = Some(InFlight { batch, then: Then::GoOn });
-        self.spawn_commit(myself, None, mutations);
+        self.spawn_commit(myself, Vec::new(), mutations);
+    }
+
+    /// Commits what is kept by itself: what refuses it must not refuse a change.
+    pub(super) fn commit_kept(
+        &mut self,
+        myself: &ActorRef<CubeMessage>,
+        keeping: Keeping,
+        checks: Vec<Check>,
+        mutations: Vec<Mutation>,
+    ) {
+        let then = Then::Kept(Box::new(keeping));
+        self.in_flight = Some(InFlight { batch: Batch::default(), then });
+        self.spawn_commit(myself, checks, mutations);
     }
 
     /// Commits a snapshot by itself: what refuses it must not refuse a change.
@@ -122,7 +144,7 @@ impl Running {
     ) {
         let then = Then::Snapshot(committing);
         self.in_flight = Some(InFlight { batch: Batch::default(), then });
-        self.spawn_commit(myself, Some(check), mutations);
+        self.spawn_commit(myself, vec![check], mutations);
     }
 
     /// What is purged must not live on in a snapshot, which holds whole items.
@@ -192,7 +214,7 @@ impl Running {
     fn spawn_commit(
         &self,
         myself: &ActorRef<CubeMessage>,
-        also: Option<Check>,
+        also: Vec<Check>,
         mutations: Vec<Mutation>,
     ) {
         let mut checks: Vec<Check> =
@@ -217,6 +239,7 @@ impl Running {
         outcome: std::result::Result<Version, StoreError>,
     ) {
         let Some(InFlight { mut batch, then }) = self.in_flight.take() else { return };
+        self.forget(&batch.gone);
         match outcome {
             Ok(_) => {
                 self.make_visible(batch);
@@ -224,6 +247,7 @@ impl Running {
             }
             Err(StoreError::Conflict { key }) if then.is_refused_by(&key) => {
                 self.environment.reach("snapshot.blob-given-up", "");
+                refuse(batch, then, &Error::unavailable("a blob was given up meanwhile"));
                 self.go_on(myself);
             }
             Err(StoreError::Conflict { .. }) => {
@@ -262,7 +286,12 @@ impl Running {
                 self.snapshot_committed(committed);
                 self.go_on(myself);
             }
+            Then::Kept(keeping) => {
+                self.kept(*keeping);
+                self.go_on(myself);
+            }
             Then::Erased(reply) => {
+                self.forget_all();
                 reply.answer(Ok(CubeAnswer::Erased));
                 myself.stop(Some(STOPPED_ERASED.to_owned()));
             }
@@ -289,6 +318,7 @@ impl Running {
     fn make_visible(&mut self, batch: Batch) {
         self.cube.tail_items += batch.events.len();
         self.cube.has_snapshot &= !batch.drops_snapshot;
+        self.cube.activation.apply(batch.gone);
         for (event, _) in batch.events {
             self.cube.apply(event);
         }
@@ -310,8 +340,9 @@ impl Running {
         self.in_flight = Some(InFlight { batch: Batch::default(), then: Then::Erased(reply) });
         let now_ms = self.environment.unix_ms();
         let manifest = Some(&self.cube.manifest);
-        let mutations = journal::erase(&self.cube.key, &self.cube.claim, manifest, now_ms);
-        self.spawn_commit(myself, None, mutations);
+        let mut mutations = journal::erase(&self.cube.key, &self.cube.claim, manifest, now_ms);
+        mutations.extend(self.cube.activation.let_go(&self.cube.key));
+        self.spawn_commit(myself, Vec::new(), mutations);
     }
 
     /// Names the next owner in the store; from then on this one is refused.
@@ -321,7 +352,7 @@ impl Running {
             vec![journal::pass_ownership(&self.cube.key, &self.cube.claim, node, incarnation)];
         let then = Then::HandedOver(reply);
         self.in_flight = Some(InFlight { batch: Batch::default(), then });
-        self.spawn_commit(myself, None, mutations);
+        self.spawn_commit(myself, Vec::new(), mutations);
     }
 }
 
@@ -358,6 +389,7 @@ fn refuse(batch: Batch, then: Then, error: &Error) {
     }
     match then {
         Then::GoOn | Then::Snapshot(_) => {}
+        Then::Kept(keeping) => keeping.refuse(error),
         Then::Erased(reply) => reply.answer(Err(error.clone())),
         Then::HandedOver(reply) => {
             let _ = reply.send(Err(error.clone()));

@@ -53,6 +53,14 @@ impl CubeHandle {
         Self { cubes, context, key }
     }
 
+    pub(super) const fn cubes(&self) -> &Cubes {
+        &self.cubes
+    }
+
+    pub(super) const fn key(&self) -> &CubeKey {
+        &self.key
+    }
+
     /// The cube's identifier.
     #[must_use]
     pub const fn id(&self) -> &CubeId {
@@ -341,7 +349,7 @@ impl CubeHandle {
         Ok(reply)
     }
 
-    async fn call(&self, name: &'static str, call: CubeCall) -> Result<CubeAnswer> {
+    pub(super) async fn call(&self, name: &'static str, call: CubeCall) -> Result<CubeAnswer> {
         let environment = self.cubes.environment();
         let start = environment.monotonic_us();
         let result = self.in_time(self.cubes.ask(&self.context, &self.key, call)).await;
@@ -377,6 +385,6 @@ fn fingerprint(drafts: &[MemoryDraft]) -> u64 {
     })
 }
 
-fn unexpected_reply() -> Error {
+pub(super) fn unexpected_reply() -> Error {
     Error::internal("the cube gave an answer to another question")
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use memcube_schemas::{
@@ -16,6 +16,7 @@ use memcube_schemas::{
 use tokio::sync::watch;
 
 use super::{
+    activation::CubeActivation,
     journal,
     load::Loaded,
     recall::embedding_text,
@@ -28,6 +29,7 @@ use crate::{
     embedder::{EmbedderHandle, Priority},
     environment::Environment,
     error::{Error, ErrorKind, Result},
+    inference::InferenceHandle,
     storage::{Check, Entry, Mutation, RangeRead, ReadOutput, SharedStore, StoreError},
 };
 
@@ -62,6 +64,8 @@ pub(crate) struct Hydrator {
     pub(crate) environment: Environment,
     /// Where snapshots lie, if cubes have any.
     pub(crate) snapshots: Option<SnapshotKeeper>,
+    /// The language model of the node, once there is one.
+    pub(crate) inference: Arc<OnceLock<InferenceHandle>>,
     embedder: Option<EmbedderHandle>,
     views: watch::Receiver<View>,
     /// Cubes that were read ahead of a hand-over, oldest first, each with the time when.
@@ -76,7 +80,8 @@ impl Hydrator {
         embedder: Option<EmbedderHandle>,
         views: watch::Receiver<View>,
     ) -> Self {
-        Self { store, environment, snapshots, embedder, views, standbys: Arc::default() }
+        let (inference, standbys) = (Arc::default(), Arc::default());
+        Self { store, environment, snapshots, inference, embedder, views, standbys }
     }
 
     /// Claims a cube and reads everything it holds.
@@ -95,6 +100,8 @@ impl Hydrator {
             self.environment.reach("hydrate.standby-used", key.cube.as_str());
             standby.claim = claim;
             standby.manifest = manifest;
+            // The manifest does not tell when these change.
+            standby.activation = self.read_activation(&standby.key).await?;
             return Ok(standby);
         }
         let state = CubeState::new(key, claim, manifest, self.model());
@@ -174,6 +181,7 @@ impl Hydrator {
     /// Puts together what was read.
     async fn fill(&self, rows: Rows) -> Result<CubeState> {
         let requests = self.read_requests(&rows.state.key).await?;
+        let activation = self.read_activation(&rows.state.key).await?;
         let filled = self.environment.compute(move || {
             let Rows { mut state, items, mut vectors } = rows;
             for item in items {
@@ -181,6 +189,7 @@ impl Hydrator {
                 state.insert(item, vector.as_deref());
             }
             state.remember_requests(requests);
+            state.activation = activation;
             state
         });
         filled.await.ok_or_else(|| Error::internal("putting a cube together panicked"))
@@ -311,6 +320,21 @@ impl Hydrator {
         }
         requests.sort_by_key(|(_, record)| record.version);
         Ok(requests)
+    }
+
+    /// Reads the contexts and blocks of a cube.
+    pub(super) async fn read_activation(&self, key: &CubeKey) -> Result<CubeActivation> {
+        let CubeKey { tenant, cube } = key;
+        let mut activation = CubeActivation::default();
+        for entry in self.read_all(keys::kv_blocks(tenant, cube)).await? {
+            let block: memcube_schemas::activation::KvBlock = decode(&entry.value)?;
+            activation.blocks.insert(block.key, block);
+        }
+        for entry in self.read_all(keys::contexts(tenant, cube)).await? {
+            let record: memcube_schemas::activation::ContextRecord = decode(&entry.value)?;
+            activation.contexts.insert(record.conversation.clone(), record);
+        }
+        Ok(activation)
     }
 
     /// Embeds items that have no vector of the configured model: they were written without one, or

@@ -237,6 +237,7 @@ impl Hydrator {
         tail_items: usize,
     ) -> Result<Loaded> {
         let requests = self.read_requests(&state.key).await?;
+        state.activation = self.read_activation(&state.key).await?;
         let filled = self.environment.compute(move || {
             let Parts { first, second, index, tail } = parts;
             let items = first.into_iter().chain(second);

@@ -7,7 +7,10 @@ use memcube_schemas::{
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::snapshots::{LeftBehind, MadeSnapshot};
+use super::{
+    activation::Keep,
+    snapshots::{LeftBehind, MadeSnapshot},
+};
 use crate::{error::Result, storage::StoreError};
 
 /// Where an answer goes. It carries the caller's place in the cube's queue, so that the place is
@@ -61,6 +64,8 @@ pub(crate) enum CubeMessage {
     Confirmed { outcome: std::result::Result<bool, StoreError> },
     /// The task that makes a snapshot ended.
     SnapshotMade { made: Box<Result<MadeSnapshot>>, left: LeftBehind },
+    /// A conversation leaves a context and blocks behind.
+    Keep(Box<Keep>),
     /// The host wants the cube out of RAM, with a snapshot if there is time for one.
     Passivate { has_time: bool },
     /// The host wants the cube on another node.

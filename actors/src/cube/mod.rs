@@ -8,8 +8,11 @@
 //! Invariant: nothing is answered before its commit is durable, and what is answered is findable.
 //! At most one commit is under way; changes that arrive meanwhile share the next one.
 
+mod activation;
 mod archive;
+mod chat;
 mod commits;
+mod context;
 mod decide;
 mod handle;
 mod hydrate;
@@ -25,18 +28,27 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+};
 
 use memcube_schemas::call::CubeCall;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use self::{commits::InFlight, message::Successor, reads::Reads, snapshots::Snapshots};
+use self::{
+    activation::Keep, commits::InFlight, message::Successor, reads::Reads, snapshots::Snapshots,
+};
 pub use self::{
+    activation::Kept,
+    chat::{ChatOpening, ChatRequest, ChatStream, PreloadOutcome, PreloadRequest},
+    context::{ChatTurn, Rebuild, UsedMemory, rebuild},
     handle::CubeHandle,
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
     requests::{AddOutcome, AddRequest, DeleteRequest, UpdateRequest},
 };
 pub(crate) use self::{
+    activation::activation_block,
     hydrate::Hydrator,
     journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
@@ -47,6 +59,7 @@ pub(crate) use self::{
 use crate::{
     environment::{Environment, MemoryIds},
     error::{Error, ErrorKind},
+    inference::InferenceHandle,
     storage::SharedStore,
 };
 pub use memcube_schemas::call::{ItemPage, SearchOutcome};
@@ -70,6 +83,8 @@ pub(crate) struct CubeArguments {
     pub(crate) confirms_reads: bool,
     /// How it gets snapshots, if it does.
     pub(crate) snapshots: Option<SnapshotKeeper>,
+    /// The language model of the node, once there is one.
+    pub(crate) inference: Arc<OnceLock<InferenceHandle>>,
 }
 
 pub(crate) struct Running {
@@ -79,6 +94,11 @@ pub(crate) struct Running {
     confirms_reads: bool,
     ids: MemoryIds,
     waiting: VecDeque<Change>,
+    /// Contexts and blocks that wait for their commit.
+    keeps: VecDeque<Keep>,
+    /// Whether the last commit was one of those.
+    has_kept: bool,
+    inference: Arc<OnceLock<InferenceHandle>>,
     reads: Reads,
     in_flight: Option<InFlight>,
     snapshots: Option<SnapshotKeeper>,
@@ -103,7 +123,8 @@ impl Actor for CubeActor {
         _myself: ActorRef<Self::Msg>,
         arguments: CubeArguments,
     ) -> Result<Running, ActorProcessingErr> {
-        let CubeArguments { state, store, environment, confirms_reads, snapshots } = arguments;
+        let CubeArguments { state, store, environment, confirms_reads, snapshots, inference } =
+            arguments;
         let ids = MemoryIds::after(state.items.last_key_value().map(|(id, _)| *id));
         Ok(Running {
             cube: state,
@@ -112,6 +133,9 @@ impl Actor for CubeActor {
             confirms_reads,
             ids,
             waiting: VecDeque::new(),
+            keeps: VecDeque::new(),
+            has_kept: false,
+            inference,
             reads: Reads::default(),
             in_flight: None,
             snapshots,
@@ -137,6 +161,7 @@ impl Actor for CubeActor {
             CubeMessage::SnapshotMade { made, left } => {
                 running.snapshot_made(&myself, *made, left);
             }
+            CubeMessage::Keep(keep) => running.keep(&myself, *keep),
             CubeMessage::Passivate { has_time } => {
                 running.is_passivating = true;
                 running.has_time = has_time;
@@ -161,9 +186,11 @@ impl Running {
                 self.start_commit(myself);
             }
             CubeCall::Erase => self.erase(myself, reply),
-            CubeCall::Get(_) | CubeCall::List { .. } | CubeCall::Search(_) | CubeCall::Describe => {
-                self.read(myself, call, reply)
-            }
+            CubeCall::Get(_)
+            | CubeCall::List { .. }
+            | CubeCall::Search(_)
+            | CubeCall::Describe
+            | CubeCall::Context(_) => self.read(myself, call, reply),
         }
     }
 
@@ -171,7 +198,10 @@ impl Running {
     /// is passivating, the cube sends calls back to where they came from, so that none is lost
     /// between it and its next incarnation.
     fn leave_if_idle(&mut self, myself: &ActorRef<CubeMessage>) {
-        let is_idle = self.in_flight.is_none() && self.waiting.is_empty() && self.reads.is_empty();
+        let is_idle = self.in_flight.is_none()
+            && self.waiting.is_empty()
+            && self.keeps.is_empty()
+            && self.reads.is_empty();
         if !self.is_passivating || !is_idle {
             return;
         }

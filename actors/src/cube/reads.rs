@@ -147,6 +147,7 @@ impl Running {
             CubeCall::List { after, limit } => Ok(CubeAnswer::Page(self.list(*after, *limit))),
             CubeCall::Search(request) => Ok(CubeAnswer::Found(self.search(request))),
             CubeCall::Describe => Ok(CubeAnswer::Manifest(self.cube.manifest.clone())),
+            CubeCall::Context(query) => Ok(CubeAnswer::Context(Box::new(self.cube.context(query)))),
             CubeCall::Change(_) | CubeCall::Erase => {
                 Err(Error::internal("a change was taken for a read"))
             }

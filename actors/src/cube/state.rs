@@ -11,7 +11,7 @@ use memcube_schemas::{
     memory::MemoryItem,
 };
 
-use super::recall::RecallIndex;
+use super::{activation::CubeActivation, recall::RecallIndex};
 
 /// Names one cube of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +50,7 @@ pub(crate) struct CubeState {
     /// time, the cube gets it; a snapshot would hide that it is missing.
     pub(crate) lacks_vectors: bool,
     pub(crate) recall: RecallIndex,
+    pub(crate) activation: CubeActivation,
 }
 
 impl CubeState {
@@ -74,6 +75,7 @@ impl CubeState {
             tail_items: 0,
             lacks_vectors: false,
             recall: RecallIndex::default(),
+            activation: CubeActivation::default(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Whole cubes on paused time: commands through the handle, restarts, passivation, fencing.
 
+mod activation;
 mod faults;
 mod snapshots;
 

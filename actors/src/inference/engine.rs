@@ -317,13 +317,62 @@ pub trait Session: Send {
     fn as_any(&mut self) -> &mut dyn Any;
 }
 
+/// Stands where a session was handed over. Nothing can be done with it.
+pub(crate) struct NoSession;
+
+impl Session for NoSession {
+    fn tokens(&self) -> usize {
+        0
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    fn prefill(&mut self, _tokens: &[Token], _cancel: &Cancel) -> EngineResult<()> {
+        Err(handed_over())
+    }
+
+    fn step(&mut self, _token: Token) -> EngineResult<()> {
+        Err(handed_over())
+    }
+
+    fn sample(&mut self, _sampling: Sampling, _draw: u64) -> EngineResult<Token> {
+        Err(handed_over())
+    }
+
+    fn truncate(&mut self, _tokens: usize) {}
+
+    fn export(&self, _span: Range<usize>) -> EngineResult<KvBytes> {
+        Err(handed_over())
+    }
+
+    fn import(&mut self, _block: &KvBytes) -> EngineResult<()> {
+        Err(handed_over())
+    }
+
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+fn handed_over() -> EngineError {
+    EngineError::Failed { reason: "the session was handed over".to_owned() }
+}
+
 /// One layer of a block.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KvLayer {
     /// Its numbers.
     pub bytes: Bytes,
     /// CRC-32C of the bytes, as they were when they came from the engine.
     pub checksum: u32,
+}
+
+impl fmt::Debug for KvLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KvLayer({} bytes, {:08x})", self.bytes.len(), self.checksum)
+    }
 }
 
 impl KvLayer {

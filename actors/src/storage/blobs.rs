@@ -6,6 +6,7 @@
 //! is not there, whatever crashes when, and however wrong the clocks are.
 
 mod error;
+mod mirror;
 mod seal;
 mod sweep;
 #[cfg(test)]

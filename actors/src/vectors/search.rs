@@ -222,7 +222,8 @@ impl Asking<'_> {
             | CubeAnswer::Item(_)
             | CubeAnswer::Page(_)
             | CubeAnswer::Manifest(_)
-            | CubeAnswer::Erased => {
+            | CubeAnswer::Erased
+            | CubeAnswer::Context(_) => {
                 Err(Error::internal("the cube gave an answer to another question"))
             }
         }

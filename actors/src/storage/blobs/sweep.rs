@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use futures_util::TryStreamExt;
 use memcube_schemas::{
     BlobId, TenantId,
+    activation::KvBlock,
     blob::{BlobRecord, BlobState},
     codec::{decode, encode},
     cube::CubeManifest,
@@ -18,8 +19,7 @@ use object_store::{ObjectStoreExt, path::Path};
 
 use super::{BlobError, BlobResult, Blobs, Doing, FOLDER, path};
 use crate::{
-    cube::SNAPSHOT,
-    cube::commit,
+    cube::{SNAPSHOT, activation_block, commit},
     storage::{Check, Entry, Mutation, RangeRead, StoreError},
 };
 
@@ -160,20 +160,16 @@ impl Blobs {
         let Some((cube, purpose)) = keys::trailing_reference(&reference.key) else {
             return Ok(false);
         };
-        if purpose != SNAPSHOT {
-            return Ok(false);
-        }
-        let key = keys::manifest(tenant, &cube);
+        // The row in which the cube names the blob, if it still does.
+        let (key, names_it): (_, Naming) = match activation_block(&purpose) {
+            Some(block) => (keys::kv_block(tenant, &cube, block), is_of_block),
+            None if purpose == SNAPSHOT => (keys::manifest(tenant, &cube), is_of_snapshot),
+            None => return Ok(false),
+        };
         let output = self.store.read(vec![RangeRead::key(key.clone())]).await?;
-        let manifest = output.pages.first().and_then(|page| page.entries.first());
-        let check = match manifest {
-            Some(manifest) => {
-                let read: CubeManifest = decode(&manifest.value).map_err(damaged_row)?;
-                if read.snapshot.is_some_and(|snapshot| snapshot.blob == id) {
-                    return Ok(false);
-                }
-                Check::At { key, version: manifest.version }
-            }
+        let check = match output.pages.first().and_then(|page| page.entries.first()) {
+            Some(found) if names_it(&found.value, id)? => return Ok(false),
+            Some(found) => Check::At { key, version: found.version },
             None => Check::Absent { key },
         };
         let unchanged = Check::At { key: row.key.clone(), version: row.version };
@@ -217,6 +213,19 @@ impl Blobs {
             Err(error) => Err(Doing::Delete.failed(error)),
         }
     }
+}
+
+/// Whether a row names a blob.
+type Naming = fn(&[u8], BlobId) -> BlobResult<bool>;
+
+fn is_of_snapshot(manifest: &[u8], id: BlobId) -> BlobResult<bool> {
+    let read: CubeManifest = decode(manifest).map_err(damaged_row)?;
+    Ok(read.snapshot.is_some_and(|snapshot| snapshot.blob == id))
+}
+
+fn is_of_block(row: &[u8], id: BlobId) -> BlobResult<bool> {
+    let read: KvBlock = decode(row).map_err(damaged_row)?;
+    Ok(read.blob == id)
 }
 
 /// The tenant of a folder of blobs. Two names cannot stand in a path as they are.

@@ -49,11 +49,14 @@ pub(crate) struct Objects {
     power: Arc<Power>,
     /// What every call fails with, if anything.
     failing: Arc<Mutex<Option<&'static str>>>,
+    /// Milliseconds that every call takes.
+    delay_ms: Arc<AtomicUsize>,
 }
 
 impl Objects {
     pub(crate) fn new() -> Self {
-        Self { disk: Arc::default(), power: Arc::default(), failing: Arc::default() }
+        let (disk, power, failing) = Default::default();
+        Self { disk, power, failing, delay_ms: Arc::default() }
     }
 
     fn with(&self, power: &Arc<Power>) -> Self {
@@ -63,6 +66,11 @@ impl Objects {
     /// From now on every call fails with these words, or none does.
     pub(crate) fn fail(&self, with: Option<&'static str>) {
         *self.failing.lock().expect("no panic") = with;
+    }
+
+    /// From now on every call takes so many milliseconds.
+    pub(crate) fn delay(&self, milliseconds: usize) {
+        self.delay_ms.store(milliseconds, Ordering::Relaxed);
     }
 
     pub(crate) async fn names(&self) -> Vec<String> {
@@ -86,6 +94,10 @@ impl Objects {
         work: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
         self.power.moment().await;
+        let delay_ms = self.delay_ms.load(Ordering::Relaxed) as u64;
+        if delay_ms > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(delay_ms)).await;
+        }
         let failing = *self.failing.lock().expect("no panic");
         if let Some(words) = failing {
             return Err(object_store::Error::Generic { store: "test", source: words.into() });

@@ -1,0 +1,271 @@
+//! Blocks in the cold tiers: written as blobs, read back and held against their rows. A local disk
+//! may stand in front of the object store.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use memcube_schemas::{
+    BlobId, TenantId,
+    activation::{KvBlock, KvBlockBytes, KvDtype, ModelFingerprint},
+    codec::{decode, encode},
+};
+
+use super::{
+    chain::ChainBlock,
+    estimate::Tier,
+    lru::ByteLru,
+    quantise::{dequantise, quantise},
+};
+use crate::{
+    environment::Environment,
+    error::{Error, Result},
+    inference::engine::{KvBytes, KvLayer},
+    metrics as names,
+    storage::{
+        Blobs,
+        blobs::{BlobError, PreparedBlob},
+    },
+};
+
+/// A block that came from a cold tier.
+#[derive(Debug, Clone)]
+pub(crate) struct LoadedBlock {
+    pub(crate) block: Arc<KvBytes>,
+    pub(crate) tier: Tier,
+    /// Whether its numbers are those that were computed, bit for bit.
+    pub(crate) is_exact: bool,
+}
+
+/// Why a block could not be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LoadError {
+    /// Its bytes are not those that were stored.
+    Corrupt,
+    /// It cannot be read now.
+    Unavailable,
+}
+
+/// A block whose blob is in place, and the row that will name it.
+#[derive(Debug, Clone)]
+pub struct StoredBlock {
+    /// The row.
+    pub row: KvBlock,
+    /// The blob.
+    pub prepared: PreparedBlob,
+}
+
+/// The local disk in front of the object store.
+struct Disk {
+    mirror: Blobs,
+    held: Mutex<ByteLru<BlobId, ()>>,
+    /// Tenants whose copies were looked for since the start.
+    known: Mutex<BTreeSet<TenantId>>,
+}
+
+/// Where cold blocks lie.
+pub(crate) struct ColdTiers {
+    blobs: Blobs,
+    /// What the object store is: some are the local disk itself.
+    tier: Tier,
+    disk: Option<Disk>,
+    /// Whether numbers are stored in 8 bits.
+    in_8_bits: bool,
+    environment: Environment,
+}
+
+impl ColdTiers {
+    pub(crate) fn new(
+        blobs: Blobs,
+        tier: Tier,
+        mirror: Option<(Blobs, u64)>,
+        in_8_bits: bool,
+        environment: Environment,
+    ) -> Self {
+        let disk = mirror.map(|(mirror, bytes_max)| Disk {
+            mirror,
+            held: Mutex::new(ByteLru::new(bytes_max, bytes_max)),
+            known: Mutex::default(),
+        });
+        Self { blobs, tier, disk, in_8_bits, environment }
+    }
+
+    /// Puts a block into the object store.
+    pub(crate) async fn store(
+        &self,
+        tenant: &TenantId,
+        model: &ModelFingerprint,
+        block: &ChainBlock,
+        numbers: Arc<KvBytes>,
+    ) -> Result<StoredBlock> {
+        let (in_8_bits, key) = (self.in_8_bits, block.key);
+        let encoded = self.environment.compute(move || {
+            let small = in_8_bits.then(|| quantise(&numbers)).flatten();
+            let error = small.as_ref().map(|(_, error)| *error);
+            let numbers = small.map_or_else(|| KvBytes::clone(&numbers), |(small, _)| small);
+            let checksums: Vec<u32> = numbers.layers.iter().map(|layer| layer.checksum).collect();
+            let bytes = KvBlockBytes {
+                key,
+                start: number(numbers.start),
+                tokens: number(numbers.tokens),
+                dtype: numbers.dtype,
+                checksums: checksums.clone(),
+                layers: numbers.layers.iter().map(|layer| layer.bytes.to_vec()).collect(),
+            };
+            (encode(&bytes), checksums, numbers.dtype, numbers.bytes(), error)
+        });
+        let encoded = encoded.await.ok_or_else(|| Error::internal("encoding a block panicked"))?;
+        let (bytes, checksums, dtype, size, error) = encoded;
+        if let Some(error) = error {
+            metrics::histogram!(names::ACTIVATION_QUANTISATION_ERROR)
+                .record(f64::from(error.relative));
+        }
+        let prepared = self.blobs.begin(tenant, bytes).await?;
+        let row = KvBlock {
+            key,
+            parent: block.parent,
+            start: number(block.span.start),
+            tokens: number(block.span.len()),
+            model: model.clone(),
+            dtype,
+            bytes: size,
+            checksums,
+            sources: block.sources.clone(),
+            blob: prepared.id,
+            stored_at_ms: self.environment.unix_ms(),
+        };
+        Ok(StoredBlock { row, prepared })
+    }
+
+    /// Which tier a block would come from.
+    pub(crate) fn tier_of(&self, tenant: &TenantId, row: &KvBlock) -> Tier {
+        match &self.disk {
+            Some(disk) if lock(&disk.held).get(tenant, &row.blob).is_some() => Tier::Disk,
+            Some(_) | None => self.tier,
+        }
+    }
+
+    /// Reads a block and holds it against its row.
+    pub(crate) async fn load(
+        &self,
+        tenant: &TenantId,
+        row: &KvBlock,
+        dtype: KvDtype,
+    ) -> std::result::Result<LoadedBlock, LoadError> {
+        let (bytes, tier) = self.fetch(tenant, row.blob).await.map_err(|error| match error {
+            BlobError::Damaged { .. } => LoadError::Corrupt,
+            BlobError::Missing
+            | BlobError::Refused { .. }
+            | BlobError::Unreachable { .. }
+            | BlobError::Store(_) => LoadError::Unavailable,
+        })?;
+        let row = row.clone();
+        let checked = self.environment.compute(move || check(&bytes, &row, dtype)).await;
+        let (block, is_exact) = checked.flatten().ok_or(LoadError::Corrupt)?;
+        Ok(LoadedBlock { block: Arc::new(block), tier, is_exact })
+    }
+
+    async fn fetch(
+        &self,
+        tenant: &TenantId,
+        blob: BlobId,
+    ) -> std::result::Result<(Bytes, Tier), BlobError> {
+        let Some(disk) = &self.disk else {
+            return Ok((self.blobs.get(tenant, blob).await?, self.tier));
+        };
+        if lock(&disk.held).get(tenant, &blob).is_some() {
+            match disk.mirror.get(tenant, blob).await {
+                Ok(bytes) => return Ok((bytes, Tier::Disk)),
+                // Whatever is wrong with the copy, the object store has the original.
+                Err(_) => self.drop_copies(tenant, &[blob]),
+            }
+        }
+        let bytes = self.blobs.get(tenant, blob).await?;
+        self.keep_copy(tenant, blob, bytes.len() as u64).await;
+        Ok((bytes, self.tier))
+    }
+
+    /// Puts a copy on the disk. If it fails, the next load comes from the object store as well.
+    async fn keep_copy(&self, tenant: &TenantId, blob: BlobId, bytes: u64) {
+        let Some(disk) = &self.disk else { return };
+        if self.blobs.copy_to(&disk.mirror, tenant, blob).await.is_err() {
+            return;
+        }
+        let gone = lock(&disk.held).admit(tenant, blob, (), bytes);
+        for gone in &gone {
+            metrics::counter!(names::ACTIVATION_EVICTIONS_TOTAL, "tier" => "disk").increment(1);
+            let _ = disk.mirror.drop_copy(&gone.tenant, gone.key).await;
+        }
+        let held = lock(&disk.held).bytes();
+        metrics::gauge!(names::ACTIVATION_BYTES, "tier" => "disk").set(held as f64);
+    }
+
+    /// Learns which copies a former life has left on the disk, once for each tenant.
+    pub(crate) async fn find_copies(&self, tenant: &TenantId) {
+        let Some(disk) = &self.disk else { return };
+        if !lock(&disk.known).insert(tenant.clone()) {
+            return;
+        }
+        // What cannot be listed is loaded from the object store.
+        for (blob, bytes) in disk.mirror.copies(tenant).await.unwrap_or_default() {
+            let gone = lock(&disk.held).admit(tenant, blob, (), bytes);
+            for gone in &gone {
+                let _ = disk.mirror.drop_copy(&gone.tenant, gone.key).await;
+            }
+        }
+    }
+
+    /// Takes copies out of use at once, and off the disk soon. What a crash leaves there, a sweep
+    /// takes away.
+    pub(crate) fn drop_copies(&self, tenant: &TenantId, blobs: &[BlobId]) {
+        let Some(disk) = &self.disk else { return };
+        let mut held = lock(&disk.held);
+        let held: Vec<BlobId> =
+            blobs.iter().copied().filter(|blob| held.remove(tenant, blob).is_some()).collect();
+        if held.is_empty() {
+            return;
+        }
+        let (mirror, tenant) = (disk.mirror.clone(), tenant.clone());
+        self.environment.spawn(async move {
+            for blob in held {
+                let _ = mirror.drop_copy(&tenant, blob).await;
+            }
+        });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("invariant: nothing panics while it holds the disk's index")
+}
+
+fn number(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// The numbers of a block, if they are those that its row means.
+fn check(bytes: &[u8], row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
+    let read: KvBlockBytes = decode(bytes).ok()?;
+    let is_same = (read.key, read.start, read.tokens, read.dtype)
+        == (row.key, row.start, row.tokens, row.dtype);
+    if !is_same || read.checksums != row.checksums || read.layers.len() != row.checksums.len() {
+        return None;
+    }
+    let layers = read.layers.into_iter().zip(&row.checksums);
+    let layers =
+        layers.map(|(bytes, checksum)| KvLayer { bytes: Bytes::from(bytes), checksum: *checksum });
+    let numbers = KvBytes {
+        start: usize::try_from(row.start).ok()?,
+        tokens: usize::try_from(row.tokens).ok()?,
+        dtype: row.dtype,
+        layers: layers.collect(),
+    };
+    if !numbers.is_intact() {
+        return None;
+    }
+    if numbers.dtype == dtype {
+        return Some((numbers, true));
+    }
+    dequantise(&numbers, dtype).map(|numbers| (numbers, false))
+}

@@ -1,0 +1,1 @@
+//! See `stored` tests.

@@ -1,0 +1,302 @@
+//! Brings a prompt into a session: what is cached is brought in, what is on its way races against
+//! computing it, and the rest is computed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use memcube_schemas::{BlockKey, activation::KvBlock};
+
+use super::{
+    activation_cache::{ActivationCache, Lease, Tier, chain::Chain, stored::LoadedBlock},
+    device::{DeviceHandle, Until},
+    engine::{Cancel, EngineError, EngineResult, KvBytes, Sampling, Session, Token},
+    loading::Loading,
+};
+use crate::{environment::Environment, error::Error};
+
+/// Why a prompt could not be brought into a session.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The engine says so.
+    Engine(EngineError),
+    /// The device cannot be used, or not in time.
+    Device(Error),
+}
+
+impl From<EngineError> for Trouble {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Device(error)
+    }
+}
+
+/// Where the tokens of a prompt came from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reuse {
+    /// Tokens that were computed.
+    pub computed_tokens: usize,
+    /// Tokens by the tier that they were reused from.
+    pub reused_tokens: BTreeMap<Tier, usize>,
+    /// Tokens whose numbers were stored in 8 bits, and are not exact.
+    pub inexact_tokens: usize,
+    /// Blocks that were damaged, and computed again.
+    pub corrupt_blocks: usize,
+}
+
+impl Reuse {
+    /// Tokens that were not computed.
+    #[must_use]
+    pub fn reused(&self) -> usize {
+        self.reused_tokens.values().sum()
+    }
+
+    fn add(&mut self, tier: Tier, tokens: usize) {
+        *self.reused_tokens.entry(tier).or_default() += tokens;
+    }
+}
+
+/// A session that holds a prompt.
+pub(super) struct Filled {
+    pub(super) session: Box<dyn Session>,
+    /// The first token after it, if one was asked for.
+    pub(super) first: Option<Token>,
+    pub(super) reuse: Reuse,
+    /// Which blocks were computed here, and are exact.
+    pub(super) computed: Vec<usize>,
+}
+
+/// What is needed to fill a session.
+pub(super) struct Filling<'a> {
+    pub(super) device: &'a DeviceHandle,
+    pub(super) cache: &'a ActivationCache,
+    pub(super) environment: &'a Environment,
+    pub(super) lease: &'a Lease,
+    pub(super) chain: &'a Arc<Chain>,
+    pub(super) stored: &'a BTreeMap<BlockKey, KvBlock>,
+    pub(super) until: Until,
+    /// How to choose the token after the prompt.
+    pub(super) sampling: Option<(Sampling, u64)>,
+}
+
+/// Tells a computation to stop when nobody waits for it any more.
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
+type Computed = (Box<dyn Session>, EngineResult<Option<Token>>);
+
+impl Filling<'_> {
+    /// Fills a session, with or without what is cached.
+    pub(super) async fn fill(&self, with_cache: bool) -> Result<Filled, Trouble> {
+        // The last block is computed in any case: what follows the prompt depends on it. A preload
+        // has nothing that follows.
+        let last = usize::from(self.sampling.is_some());
+        let usable = if with_cache { self.chain.blocks.len().saturating_sub(last) } else { 0 };
+        let mut filled = self.begin(usable).await?;
+        let mut at = self.blocks_until(filled.session.tokens());
+        let missing = (at..usable).filter(|at| self.in_ram(*at).is_none());
+        let (key, chain) = (&self.lease.key, self.chain);
+        let mut loading =
+            Loading::start(self.cache, self.environment, key, chain, self.stored, missing);
+        while at < chain.blocks.len() {
+            if at < usable && self.bring_in(&mut filled, &mut loading, at).await? {
+                at += 1;
+                continue;
+            }
+            self.compute_or_load(&mut filled, &mut loading, at).await?;
+            at += 1;
+        }
+        filled.reuse.corrupt_blocks += loading.corrupt;
+        Ok(filled)
+    }
+
+    /// The session to go on with, or a new one.
+    async fn begin(&self, usable: usize) -> Result<Filled, Trouble> {
+        let mut reuse = Reuse::default();
+        let session = match self.cache.take_session(self.lease, self.chain, usable) {
+            Some((session, _)) => {
+                reuse.add(Tier::Device, session.tokens());
+                session
+            }
+            None => self.device.run(self.until.clone(), |engine| (engine.open(), 0)).await??,
+        };
+        Ok(Filled { session, first: None, reuse, computed: Vec::new() })
+    }
+
+    fn blocks_until(&self, tokens: usize) -> usize {
+        self.chain.blocks.iter().take_while(|block| block.span.end <= tokens).count()
+    }
+
+    fn in_ram(&self, at: usize) -> Option<Arc<KvBytes>> {
+        self.cache.in_ram(self.lease, self.chain, at)
+    }
+
+    /// Brings a block in that is in RAM or comes soon; returns whether there was one.
+    async fn bring_in(
+        &self,
+        filled: &mut Filled,
+        loading: &mut Loading,
+        at: usize,
+    ) -> Result<bool, Trouble> {
+        if let Some(block) = self.in_ram(at) {
+            return self.import(filled, at, block, Tier::Ram, true).await;
+        }
+        if !loading.may_come(at) {
+            return Ok(false);
+        }
+        match loading.patient_arrival(at).await {
+            Some(loaded) => self.import_loaded(filled, at, loaded).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn import_loaded(
+        &self,
+        filled: &mut Filled,
+        at: usize,
+        loaded: LoadedBlock,
+    ) -> Result<bool, Trouble> {
+        let LoadedBlock { block, tier, is_exact } = loaded;
+        let is_in = self.import(filled, at, Arc::clone(&block), tier, is_exact).await?;
+        if is_in && is_exact {
+            self.cache.admit(self.lease, self.chain, at, block);
+        }
+        Ok(is_in)
+    }
+
+    /// Brings numbers into the session, unless they are damaged or do not fit.
+    async fn import(
+        &self,
+        filled: &mut Filled,
+        at: usize,
+        block: Arc<KvBytes>,
+        tier: Tier,
+        is_exact: bool,
+    ) -> Result<bool, Trouble> {
+        let mut session = take(&mut filled.session);
+        let tokens = block.tokens;
+        let work = move |_: &dyn super::engine::Engine| {
+            let result = block.is_intact().then(|| session.import(&block));
+            let owed_us = session.owed_us();
+            ((session, result), owed_us)
+        };
+        let (session, result) = self.device.run(self.until.clone(), work).await?;
+        filled.session = session;
+        match result {
+            Some(Ok(())) => {
+                filled.reuse.add(tier, tokens);
+                if !is_exact {
+                    filled.reuse.inexact_tokens += tokens;
+                }
+                metrics::counter!(
+                    crate::metrics::ACTIVATION_HITS_TOTAL, "tier" => tier.as_str()
+                )
+                .increment(1);
+                Ok(true)
+            }
+            Some(Err(error @ (EngineError::Unsuitable { .. } | EngineError::Failed { .. }))) => {
+                tracing::warn!(%error, "a block could not be brought in and is computed again");
+                Ok(false)
+            }
+            Some(Err(error)) => Err(error.into()),
+            None => {
+                let key = self.chain.blocks[at].key;
+                self.cache.drop_damaged(&self.lease.key.tenant, key, tier);
+                filled.reuse.corrupt_blocks += 1;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Computes a block; if it arrives before that is done, it is brought in instead.
+    async fn compute_or_load(
+        &self,
+        filled: &mut Filled,
+        loading: &mut Loading,
+        at: usize,
+    ) -> Result<(), Trouble> {
+        let before = filled.session.tokens();
+        let cancel = Cancel::default();
+        let start = self.environment.monotonic_us();
+        let computing = self.compute(take(&mut filled.session), at, cancel.clone());
+        let mut computing = std::pin::pin!(computing);
+        let raced = loop {
+            if !loading.may_come(at) {
+                break None;
+            }
+            tokio::select! {
+                biased;
+                arrived = loading.arrival(at) => if let Some(loaded) = arrived {
+                    break Some(Ok(loaded));
+                },
+                done = &mut computing => break Some(Err(done?)),
+            }
+        };
+        let (session, result) = match raced {
+            Some(Ok(loaded)) => {
+                self.environment.reach("inference.load-won", "");
+                cancel.set();
+                let (session, _) = computing.await?;
+                filled.session = session;
+                filled.session.truncate(before);
+                if self.import_loaded(filled, at, loaded).await? {
+                    return Ok(());
+                }
+                self.compute(take(&mut filled.session), at, Cancel::default()).await?
+            }
+            Some(Err(done)) => done,
+            None => computing.await?,
+        };
+        filled.session = session;
+        filled.first = result?.or(filled.first);
+        let took_us = self.environment.monotonic_us().saturating_sub(start);
+        let tokens = self.chain.blocks[at].span.len();
+        self.cache.computed(before, tokens, took_us);
+        filled.reuse.computed_tokens += tokens;
+        // What is computed after numbers that are not exact is not exact either.
+        if filled.reuse.inexact_tokens == 0 {
+            filled.computed.push(at);
+        }
+        Ok(())
+    }
+
+    /// Computes a block, and after the last one chooses a token.
+    async fn compute(
+        &self,
+        mut session: Box<dyn Session>,
+        at: usize,
+        cancel: Cancel,
+    ) -> Result<Computed, Error> {
+        let guard = CancelOnDrop(cancel.clone());
+        let until = Until { cancel: cancel.clone(), ..self.until.clone() };
+        let (chain, sampling) = (Arc::clone(self.chain), self.sampling);
+        let is_last = at + 1 == chain.blocks.len();
+        let work = move |_: &dyn super::engine::Engine| {
+            let mut result = session.prefill(chain.tokens_of(at), &cancel).map(|()| None);
+            if let (Ok(first), true, Some((sampling, draw))) = (&mut result, is_last, sampling) {
+                match session.sample(sampling, draw) {
+                    Ok(token) => *first = Some(token),
+                    Err(error) => result = Err(error),
+                }
+            }
+            let owed_us = session.owed_us();
+            ((session, result), owed_us)
+        };
+        let computed = self.device.run(until, work).await;
+        drop(guard);
+        computed
+    }
+}
+
+/// Takes a session out to hand it over; an empty one stands in its place until it comes back.
+fn take(session: &mut Box<dyn Session>) -> Box<dyn Session> {
+    std::mem::replace(session, Box::new(super::engine::NoSession))
+}
