@@ -44,7 +44,7 @@ sim: MEMCUBE_FEATURES = $(FEATURES) fdb
 SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --features fdb \
 	--bin memcube-sim --
 
-.PHONY: help run test sim conformance-fdb lint bench model setup doc openapi clean
+.PHONY: help run test sim conformance-fdb lint bench model language-model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
@@ -104,6 +104,9 @@ bench: setup model ## Runs the benchmarks in benches/
 
 model: ## Fetches the embedding model into MODEL_DIR, once
 	@deploy/fetch-model.sh
+
+language-model: ## Fetches a small language model, once; see deploy/fetch-model.sh
+	@MEMCUBE_LANGUAGE_MODEL_DIR='$(LANGUAGE_MODEL_DIR)' deploy/fetch-model.sh smollm2-135m-instruct
 
 setup: ## Checks for what building needs; installs it where it may
 	@deploy/setup.sh

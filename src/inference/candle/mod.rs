@@ -1,6 +1,8 @@
 //! Models run by memcube itself, on candle's tensors and our own kernels.
 
+mod aligned;
 mod checkpoint;
+pub mod engine;
 pub mod language;
 mod minilm;
 mod minilm_forward;

@@ -1,7 +1,7 @@
 //! Vector kernels of the models: packed matrix product, GELU, softmax, layer norm.
 //!
 //! Every kernel is written once over [`Vector`] and compiled for AVX-512, AVX2 and plain arrays;
-//! [`Isa::detect`] picks one at run time. The kernels of language models are in `language/kernels.rs`.
+//! [`Isa::detect`] picks one at run time. What only language models need is in `language`.
 //!
 //! Invariant: an output element is always summed over the depth in ascending order by one
 //! accumulator (except on the portable path), so it depends neither on the other rows of the
@@ -10,7 +10,8 @@
 
 use std::ops::Range;
 
-use super::vector::{AlignedFloats, Vector};
+use super::aligned::AlignedFloats;
+use super::vector::Vector;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 

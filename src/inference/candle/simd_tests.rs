@@ -1,7 +1,7 @@
 use candle_core::{Device, Tensor};
 
+use super::aligned::AlignedFloats;
 use super::simd::{Isa, LayerNorm, PANEL, Product, Start};
-use super::vector::AlignedFloats;
 
 /// Repeatable values in `[-1, 1)`.
 fn noise(len: usize, seed: u64) -> Vec<f32> {

@@ -1,71 +1,11 @@
-//! Vector types the models' kernels are written over, and the buffers they work on.
+//! Vector types the models' kernels are written over.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::array::from_fn;
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 
 use half::f16;
-
-const CACHE_LINE: usize = 64;
-
-/// Cache-line aligned, zero-initialised floats of fixed length.
-pub(super) struct AlignedFloats {
-    start: NonNull<f32>,
-    len: usize,
-}
-
-// SAFETY: the buffer is owned and only reachable through `&self` / `&mut self`.
-unsafe impl Send for AlignedFloats {}
-// SAFETY: as above; shared access is read-only.
-unsafe impl Sync for AlignedFloats {}
-
-impl AlignedFloats {
-    pub(super) fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
-        // SAFETY: the layout is never empty.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<f32>();
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len }
-    }
-
-    pub(super) fn copied(values: &[f32]) -> Self {
-        let mut copy = Self::zeroed(values.len());
-        copy.copy_from_slice(values);
-        copy
-    }
-
-    fn layout(len: usize) -> Layout {
-        let bytes = (len.max(1) * size_of::<f32>()).next_multiple_of(CACHE_LINE);
-        Layout::from_size_align(bytes, CACHE_LINE)
-            .expect("invariant: buffer fits the address space")
-    }
-}
-
-impl Drop for AlignedFloats {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with the same layout.
-        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
-    }
-}
-
-impl Deref for AlignedFloats {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        // SAFETY: `len` initialised floats live behind `start`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for AlignedFloats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `deref`, and `&mut self` is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
 
 /// A fixed number of floats worked on at once.
 ///
@@ -428,7 +368,9 @@ impl Vector for [f32; 8] {
 
     #[inline(always)]
     unsafe fn load_halves(from: *const u16) -> Self {
-        unsafe { from.cast::<[u16; 8]>().read_unaligned().map(|half| f16::from_bits(half).to_f32()) }
+        unsafe {
+            from.cast::<[u16; 8]>().read_unaligned().map(|half| f16::from_bits(half).to_f32())
+        }
     }
 
     #[inline(always)]

@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use super::kv_cache::{HeadView, KV_PAGE_TOKENS};
+use crate::inference::candle::aligned::AlignedFloats;
 use crate::inference::candle::simd::{Isa, PANEL, Product, Start};
-use crate::inference::candle::vector::AlignedFloats;
 
 /// Query rows whose scores are computed at once, so that they stay in the L1 cache.
 pub(super) const ROWS_MAX: usize = 14;

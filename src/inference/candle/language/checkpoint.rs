@@ -13,8 +13,8 @@ use super::gguf::check;
 use super::kernels::Gate;
 use super::panels::Panels;
 use super::weights::{Angles, Architecture, Layer, ModelConfig, Weights};
+use crate::inference::candle::aligned::AlignedFloats;
 use crate::inference::candle::simd::PANEL;
-use crate::inference::candle::vector::AlignedFloats;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 

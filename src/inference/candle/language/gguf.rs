@@ -13,8 +13,8 @@ use super::kernels::Gate;
 use super::panels::{BLOCK, Encoding, Panels};
 use super::pass::HEAD_DIM_MAX;
 use super::weights::{Angles, Architecture, Layer, ModelConfig, Weights};
+use crate::inference::candle::aligned::AlignedFloats;
 use crate::inference::candle::simd::PANEL;
-use crate::inference::candle::vector::AlignedFloats;
 
 /// Base of the rotary angles where a file names none.
 const ROPE_BASE: f32 = 10_000.0;
@@ -82,13 +82,11 @@ impl Gguf {
             _ => return Err(ModelError::UnknownArchitecture { found: family }),
         };
         let key = |name: &str| format!("{family}.{name}");
-        let number = |name: &str| {
-            self.number(&key(name)).ok_or_else(|| ModelError::missing(&key(name)))
-        };
+        let number =
+            |name: &str| self.number(&key(name)).ok_or_else(|| ModelError::missing(&key(name)));
         let heads = number("attention.head_count")?;
         let width = number("embedding_length")?;
-        let head_dim =
-            self.number(&key("attention.key_length")).unwrap_or(width / heads.max(1));
+        let head_dim = self.number(&key("attention.key_length")).unwrap_or(width / heads.max(1));
         let config = ModelConfig {
             architecture,
             layers: number("block_count")?,
@@ -126,9 +124,8 @@ impl Gguf {
         } else {
             None
         };
-        let layers = (0..config.layers)
-            .map(|index| self.layer(config, index))
-            .collect::<Result<_, _>>()?;
+        let layers =
+            (0..config.layers).map(|index| self.layer(config, index)).collect::<Result<_, _>>()?;
         let positions = config.window_tokens;
         let angles = |base| Angles::new(base, config.head_dim, positions);
         Ok(Weights {

@@ -64,7 +64,10 @@ impl fmt::Display for KvError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WrongSize { layer, expected, found } => {
-                write!(out, "layer {layer} of the keys and values has {found} bytes, not {expected}")
+                write!(
+                    out,
+                    "layer {layer} of the keys and values has {found} bytes, not {expected}"
+                )
             }
             Self::WrongLayers { expected, found } => {
                 write!(out, "the keys and values have {found} layers, expected {expected}")

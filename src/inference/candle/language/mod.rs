@@ -1,6 +1,7 @@
 //! Language models of the Llama family: explicit caches, our own kernels on the processor.
 
 mod attention;
+mod attention_kernels;
 mod chat_template;
 mod checkpoint;
 mod error;

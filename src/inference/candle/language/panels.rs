@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use half::f16;
 
+use crate::inference::candle::aligned::AlignedFloats;
 use crate::inference::candle::simd::PANEL;
-use crate::inference::candle::vector::AlignedFloats;
 
 /// Weights of a column that share scale and offset.
 pub(super) const BLOCK: usize = 32;
@@ -183,11 +183,8 @@ impl Panels {
             }
         }
         let coded = Coded { codes, scales };
-        let weights = if encoding.is_nibbles() {
-            Weights::Nibbles(coded)
-        } else {
-            Weights::Bytes(coded)
-        };
+        let weights =
+            if encoding.is_nibbles() { Weights::Nibbles(coded) } else { Weights::Bytes(coded) };
         Self { depth, count, weights }
     }
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::attention::{PageAttention, RowState};
 use super::kv_cache::{KV_PAGE_TOKENS, Page, store};
 use super::weights::{Angles, Layer, ModelConfig, Weights};
+use crate::inference::candle::aligned::AlignedFloats;
 use crate::inference::candle::simd::{Isa, PANEL};
 use crate::inference::candle::team::Barrier;
-use crate::inference::candle::vector::AlignedFloats;
 
 /// Asks whether a pass is still wanted.
 pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);

@@ -99,8 +99,7 @@ impl Pass<'_> {
     /// Moves the chunk's last row to the front, if it is wanted and the member has it.
     fn keep_last(&self, rows: &[usize], private: &mut Private) -> Vec<usize> {
         let last = self.tokens.len() - 1;
-        let Some(at) = rows.iter().position(|&row| row == last).filter(|_| self.wants_last)
-        else {
+        let Some(at) = rows.iter().position(|&row| row == last).filter(|_| self.wants_last) else {
             return Vec::new();
         };
         let (width, attention) = (self.config.width, self.config.attention_width());
@@ -191,8 +190,7 @@ impl Pass<'_> {
         let blender = keys.blender();
         for begin in (0..rows.len()).step_by(ROWS_MAX) {
             let count = ROWS_MAX.min(rows.len() - begin);
-            let queries =
-                Queries { rows: &attention[begin * stride + column..], stride, count };
+            let queries = Queries { rows: &attention[begin * stride + column..], stride, count };
             let visible = |row: usize| self.visible(layer, page, self.first + rows[begin + row]);
             keys.attend(&queries, visible, |row, partial| {
                 let at = member * rows.len() + begin + row;

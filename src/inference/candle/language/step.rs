@@ -29,7 +29,13 @@ impl Pass<'_> {
             let Private { hidden, normed, context, narrow, .. } = private;
             let context = &context[..self.config.query_width()];
             let hidden = &mut hidden[..width];
-            self.add_columns(rank, &layer.mix, context, hidden, (layer.mix_norm.as_deref(), narrow));
+            self.add_columns(
+                rank,
+                &layer.mix,
+                context,
+                hidden,
+                (layer.mix_norm.as_deref(), narrow),
+            );
             self.norm(hidden, &layer.wide_norm, &mut normed[..width]);
             self.widen_columns(rank, layer, private);
             let Private { hidden, wide, narrow, .. } = private;
@@ -112,10 +118,14 @@ impl Pass<'_> {
                 keys.load(&head_of(layer_keys, &shape, head), visible.end);
                 let rows = &attention[head * group * dim..][..group * dim];
                 let queries = Queries { rows, stride: dim, count: group };
-                keys.attend(&queries, |_| visible.clone(), |_, partial| {
-                    partials.scalars.push((partial.greatest, partial.weight));
-                    partials.sums.extend_from_slice(partial.sums);
-                });
+                keys.attend(
+                    &queries,
+                    |_| visible.clone(),
+                    |_, partial| {
+                        partials.scalars.push((partial.greatest, partial.weight));
+                        partials.sums.extend_from_slice(partial.sums);
+                    },
+                );
             }
         }
         self.barrier.wait();
@@ -195,7 +205,8 @@ impl Pass<'_> {
         {
             let share = layer.gate.share(rank, self.team.len());
             let mut vector = write(&self.team[rank].vectors[0]);
-            let (gated, up) = (&mut vector[..share.len() * PANEL], &mut narrow[..share.len() * PANEL]);
+            let (gated, up) =
+                (&mut vector[..share.len() * PANEL], &mut narrow[..share.len() * PANEL]);
             gated.fill(0.0);
             up.fill(0.0);
             self.isa.multiply_row(normed, &layer.gate, share.clone(), gated);

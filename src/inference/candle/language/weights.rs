@@ -3,7 +3,7 @@
 use super::kernels::Gate;
 use super::kv_cache::KvShape;
 use super::panels::Panels;
-use crate::inference::candle::vector::AlignedFloats;
+use crate::inference::candle::aligned::AlignedFloats;
 
 /// Families of models that the forward pass knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,8 +143,7 @@ impl Angles {
         let speeds: Vec<f64> = (0..half).map(speed).collect();
         let angles = (0..positions)
             .flat_map(|position| speeds.iter().map(move |speed| position as f64 * speed));
-        let (cosines, sines) =
-            angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let (cosines, sines) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
         Self { half, cosines, sines }
     }
 

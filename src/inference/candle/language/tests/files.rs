@@ -134,8 +134,9 @@ fn write_folder(tiny: &Tiny, dir: &Path) {
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let settings = json!({ "chat_template": TEMPLATE, "eos_token": "<|im_end|>" });
     fs::write(dir.join("tokenizer_config.json"), settings.to_string()).unwrap();
-    let vocabulary: serde_json::Map<String, serde_json::Value> =
-        (0..256u32).map(|at| (format!("{}", char::from_u32(0x100 + at).unwrap()), json!(at))).collect();
+    let vocabulary: serde_json::Map<String, serde_json::Value> = (0..256u32)
+        .map(|at| (format!("{}", char::from_u32(0x100 + at).unwrap()), json!(at)))
+        .collect();
     let tokenizer = json!({
         "version": "1.0",
         "added_tokens": [

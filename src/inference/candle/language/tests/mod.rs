@@ -2,5 +2,6 @@
 
 mod files;
 mod forward;
+mod sessions;
 mod text;
 mod tiny;

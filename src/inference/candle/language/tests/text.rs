@@ -23,7 +23,9 @@ fn text_of(local: &LocalModel, tokens: &[u32]) -> String {
 #[test]
 fn text_survives_tokens() {
     let local = local();
-    for text in ["", "hello", " two  spaces\n", "12345", "Où? 東京 🙂", "<|im_end|> is text", "\0\u{7f}"] {
+    for text in
+        ["", "hello", " two  spaces\n", "12345", "Où? 東京 🙂", "<|im_end|> is text", "\0\u{7f}"]
+    {
         let tokens = local.vocabulary().encode(text).unwrap();
         assert_eq!(text_of(&local, &tokens), text);
         assert!(tokens.iter().all(|&token| token < START), "{text}: {tokens:?}");

@@ -20,7 +20,11 @@ pub(super) const VOCABULARY: usize = 288;
 pub(super) const WINDOW: usize = 1024;
 const ROPE_BASE: f32 = 500.0;
 const EPSILON: f32 = 1e-5;
-pub(super) const TEMPLATE: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+pub(super) const TEMPLATE: &str = "{% for message in messages %}\
+{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}\
+{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// Numbers from a seed, the same everywhere.
 pub(super) struct Numbers(pub(super) u64);
@@ -61,9 +65,8 @@ impl Tiny {
             let is_gain = shape.len() == 1;
             let size = if is_gain { 0.2 } else { 3.0 / (shape[1] as f32).sqrt() };
             let start = if is_gain { 1.0 } else { 0.0 };
-            let values: Vec<f32> = (0..shape.iter().product())
-                .map(|_| start + size * numbers.float())
-                .collect();
+            let values: Vec<f32> =
+                (0..shape.iter().product()).map(|_| start + size * numbers.float()).collect();
             let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
             let dtype = if is_gain { GgmlDType::F32 } else { dtype };
             tensors.insert(format!("{name}.weight"), QTensor::quantize(&tensor, dtype).unwrap());
@@ -148,7 +151,14 @@ fn metadata() -> BTreeMap<String, Value> {
     let visible = |code: u32| matches!(code, 33..=126 | 161..=172 | 174..=255);
     let mut hidden = 255u32;
     let mut pieces: Vec<String> = (0..256u32)
-        .map(|byte| if visible(byte) { byte } else { hidden += 1; hidden })
+        .map(|byte| {
+            if visible(byte) {
+                byte
+            } else {
+                hidden += 1;
+                hidden
+            }
+        })
         .map(|code| char::from_u32(code).unwrap().to_string())
         .collect();
     pieces.push("he".to_owned());
