@@ -2,13 +2,13 @@
 //!
 //! `cargo run --release --example bench_language -- <model.gguf> [threads] [prefill tokens]...`
 
+#![allow(clippy::print_stdout)]
+
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use memcube::inference::candle::language::{
-    ChatRole, LanguageModel, LocalModel, TextStream, greedy,
-};
+use memcube::inference::candle::language::{ChatRole, LocalModel, TextStream, greedy};
 
 const DECODED_TOKENS: usize = 64;
 

@@ -21,8 +21,7 @@ use memcube_schemas::conversation::Role;
 
 use super::ID_DIGITS;
 use super::language::{
-    ChatRole, ForwardError, KV_LAYOUT, KvCache, KvError, LanguageModel, LocalModel, ModelError,
-    sample,
+    ChatRole, ForwardError, KV_LAYOUT, KvCache, KvError, LocalModel, ModelError, sample,
 };
 
 /// SHA-256 of the file of SmolLM2-135M-Instruct, as `sha256sum` writes it.
@@ -52,10 +51,8 @@ impl CandleEngine {
     /// run; `Invalid` when the name is none for a model.
     pub fn open(name: &str, path: &Path, checksum: Option<&str>, threads: usize) -> Result<Self> {
         let local = LocalModel::open(path, checksum, threads).map_err(|error| {
-            let kind = match &error {
-                ModelError::File { .. } => ErrorKind::Unavailable,
-                _ => ErrorKind::Corrupt,
-            };
+            let is_absent = matches!(error, ModelError::File { .. });
+            let kind = if is_absent { ErrorKind::Unavailable } else { ErrorKind::Corrupt };
             let advice = "`make language-model` fetches one";
             Error::new(kind, format!("the language model cannot be loaded: {error}; {advice}"))
         })?;

@@ -80,7 +80,7 @@ impl Checkpoint {
             wide: config.intermediate_size,
             heads,
             kv_heads: config.num_key_value_heads.unwrap_or(heads),
-            head_dim: config.head_dim.unwrap_or(config.hidden_size / heads.max(1)),
+            head_dim: config.head_dim.unwrap_or_else(|| config.hidden_size / heads.max(1)),
             vocabulary: vocabulary.next_multiple_of(PANEL),
             window_tokens: config.max_position_embeddings,
             rope_base: config.rope_theta.unwrap_or(10_000.0),

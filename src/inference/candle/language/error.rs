@@ -28,6 +28,8 @@ pub enum ModelError {
     Tokenizer { message: String },
     /// The chat template cannot be read.
     Template { message: String },
+    /// The weights cannot be put on the device.
+    Device(candle_core::Error),
 }
 
 impl ModelError {
@@ -74,6 +76,7 @@ impl fmt::Display for ModelError {
             Self::Tensor { name, source } => write!(out, "cannot read tensor `{name}`: {source}"),
             Self::Tokenizer { message } => write!(out, "cannot use the tokenizer: {message}"),
             Self::Template { message } => write!(out, "cannot use the chat template: {message}"),
+            Self::Device(source) => write!(out, "cannot move weights to the device: {source}"),
         }
     }
 }
@@ -83,7 +86,9 @@ impl std::error::Error for ModelError {
         match self {
             Self::File { source, .. } => Some(source),
             Self::Config { source, .. } => Some(source),
-            Self::NotAModel { source, .. } | Self::Tensor { source, .. } => Some(source),
+            Self::NotAModel { source, .. } | Self::Tensor { source, .. } | Self::Device(source) => {
+                Some(source)
+            }
             Self::WrongChecksum { .. }
             | Self::UnknownArchitecture { .. }
             | Self::Missing { .. }

@@ -18,8 +18,10 @@ use crate::inference::candle::simd::PANEL;
 
 /// Base of the rotary angles where a file names none.
 const ROPE_BASE: f32 = 10_000.0;
-/// One layer of so many in Gemma 3 looks at everything.
+/// One layer of so many in Gemma 3 looks at everything, if the file does not say otherwise.
 const GEMMA_GLOBAL_EVERY: usize = 6;
+/// Entries that change the rotary angles in ways that are not known here.
+const ROPE_SCALING: [&str; 2] = ["rope.scaling.type", "rope.scaling.factor"];
 
 /// An open file.
 pub(super) struct Gguf {
@@ -86,7 +88,8 @@ impl Gguf {
             |name: &str| self.number(&key(name)).ok_or_else(|| ModelError::missing(&key(name)));
         let heads = number("attention.head_count")?;
         let width = number("embedding_length")?;
-        let head_dim = self.number(&key("attention.key_length")).unwrap_or(width / heads.max(1));
+        let head_dim =
+            self.number(&key("attention.key_length")).unwrap_or_else(|| width / heads.max(1));
         let config = ModelConfig {
             architecture,
             layers: number("block_count")?,
@@ -108,6 +111,17 @@ impl Gguf {
             return Err(ModelError::invalid(
                 &key("rope.dimension_count"),
                 format!("{rotated} of {head_dim} values of a head are rotated, expected all"),
+            ));
+        }
+        let scaled = ROPE_SCALING.iter().map(|name| key(name));
+        let scaled =
+            scaled.filter(|name| self.value(name).is_some() && self.text(name) != Some("none"));
+        let tensor = "rope_freqs.weight".to_owned();
+        let tensor = self.content.tensor_infos.contains_key(&tensor).then_some(tensor);
+        if let Some(name) = scaled.chain(tensor).next() {
+            return Err(ModelError::invalid(
+                &name,
+                "scaled rotations are not supported".to_owned(),
             ));
         }
         check(&config)?;
@@ -160,7 +174,9 @@ impl Gguf {
         let down_norm = norm("post_ffw_norm", width)?;
         let query_norm = norm("attn_q_norm", dim)?;
         let key_norm = norm("attn_k_norm", dim)?;
-        let is_local = gemma && (index + 1) % GEMMA_GLOBAL_EVERY != 0;
+        let every = self.number("gemma3.attention.sliding_window_pattern");
+        let every = every.unwrap_or(GEMMA_GLOBAL_EVERY);
+        let is_local = gemma && !(index + 1).is_multiple_of(every);
         Ok(Layer {
             attention_norm: self.gain(&name("attn_norm"), width)?,
             query: self.panels(&name("attn_q"), queries, width, rotated)?,
@@ -193,7 +209,16 @@ impl Gguf {
             GgmlDType::Q5_0 => Some(Encoding::Q5_0),
             GgmlDType::Q5_1 => Some(Encoding::Q5_1),
             GgmlDType::Q8_0 => Some(Encoding::Q8_0),
-            _ => None,
+            GgmlDType::F32
+            | GgmlDType::F16
+            | GgmlDType::BF16
+            | GgmlDType::Q8_1
+            | GgmlDType::Q2K
+            | GgmlDType::Q3K
+            | GgmlDType::Q4K
+            | GgmlDType::Q5K
+            | GgmlDType::Q6K
+            | GgmlDType::Q8K => None,
         };
         if let Some(encoding) = encoding {
             let bytes = tensor.data().map_err(|error| ModelError::tensor(&name, error))?;

@@ -273,11 +273,10 @@ unsafe fn multiply_coded<V: Vector, F: Format, const N: usize>(
             });
             for step in block * BLOCK..(block + 1) * BLOCK {
                 let left = V::splat(*row.as_ptr().add(step));
-                for panel in 0..N {
+                for (panel, (values, sums)) in values.iter().zip(&mut sums).enumerate() {
                     let from = codes.add(panel * panel_bytes + step * F::STEP_BYTES);
-                    for index in 0..PANEL / V::LANES {
-                        let weight = values[panel].weight::<F>(from, index);
-                        sums[panel][index] = left.mul_add(weight, sums[panel][index]);
+                    for (index, sum) in sums.iter_mut().take(PANEL / V::LANES).enumerate() {
+                        *sum = left.mul_add(values.weight::<F>(from, index), *sum);
                     }
                 }
             }

@@ -11,6 +11,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::Device;
+
+use super::device_cache::DeviceCache;
 use crate::inference::candle::simd::PANEL;
 
 /// Tokens of a page; a pass over more is cut where pages end.
@@ -58,6 +61,8 @@ pub enum KvError {
     WrongLayers { expected: usize, found: usize },
     /// The cache does not hold the span.
     OutOfRange { end: usize, len_tokens: usize },
+    /// The device failed.
+    Device(String),
 }
 
 impl fmt::Display for KvError {
@@ -75,6 +80,7 @@ impl fmt::Display for KvError {
             Self::OutOfRange { end, len_tokens } => {
                 write!(out, "a span up to {end} in a cache of {len_tokens} tokens")
             }
+            Self::Device(message) => write!(out, "the device failed: {message}"),
         }
     }
 }
@@ -104,8 +110,16 @@ impl Page {
 #[derive(Clone)]
 pub struct KvCache {
     shape: KvShape,
-    pages: Vec<Arc<Page>>,
+    pub(super) store: Store,
     len: usize,
+}
+
+#[derive(Clone)]
+pub(super) enum Store {
+    /// Memory of this machine.
+    Pages(Vec<Arc<Page>>),
+    /// Tensors on a device.
+    Device(DeviceCache),
 }
 
 impl fmt::Debug for KvCache {
@@ -120,7 +134,13 @@ impl fmt::Debug for KvCache {
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: KvShape) -> Self {
-        Self { shape, pages: Vec::new(), len: 0 }
+        Self { shape, store: Store::Pages(Vec::new()), len: 0 }
+    }
+
+    /// An empty cache on a device.
+    pub(super) fn on_device(shape: KvShape, device: &Device) -> Self {
+        let store = Store::Device(DeviceCache::new(shape.layers, device));
+        Self { shape, store, len: 0 }
     }
 
     /// The shape of the model it belongs to.
@@ -140,13 +160,20 @@ impl KvCache {
 
     /// Bytes in memory, shared pages included.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.shape.layers * self.shape.layer_bytes(KV_PAGE_TOKENS)
+        match &self.store {
+            Store::Pages(pages) => {
+                pages.len() * self.shape.layers * self.shape.layer_bytes(KV_PAGE_TOKENS)
+            }
+            Store::Device(_) => self.len * self.shape.token_bytes(),
+        }
     }
 
     /// Forgets all but the first `len_tokens` tokens.
     pub fn truncate(&mut self, len_tokens: usize) {
         self.len = self.len.min(len_tokens);
-        self.pages.truncate(self.len.div_ceil(KV_PAGE_TOKENS));
+        if let Store::Pages(pages) = &mut self.store {
+            pages.truncate(self.len.div_ceil(KV_PAGE_TOKENS));
+        }
     }
 
     /// Copies one layer of a span out, little endian.
@@ -157,14 +184,10 @@ impl KvCache {
         if span.end > self.len || span.start > span.end {
             return Err(KvError::OutOfRange { end: span.end, len_tokens: self.len });
         }
-        let mut halves = vec![0u16; self.shape.layer_bytes(span.len()) / size_of::<u16>()];
-        for (page, slots, offset) in parts_of(&span) {
-            let part = Part { shape: &self.shape, slots, offset, tokens: span.len() };
-            let page = &self.pages[page].layers[layer];
-            part.runs(|inside, outside, len| {
-                halves[outside..outside + len].copy_from_slice(&page[inside..inside + len]);
-            });
-        }
+        let mut halves = match &self.store {
+            Store::Pages(pages) => self.shape.gather(pages, layer, &span),
+            Store::Device(device) => device.export(layer, &span).map_err(|error| failed(&error))?,
+        };
         halves.iter_mut().for_each(|half| *half = half.to_le());
         Ok(bytemuck::cast_slice(&halves).to_vec())
     }
@@ -186,40 +209,75 @@ impl KvCache {
         if let Some(error) = layers.iter().enumerate().find_map(wrong) {
             return Err(error);
         }
-        let span = self.len..self.len + tokens;
-        for (index, slots, offset) in parts_of(&span) {
-            let shape = self.shape;
-            let part = Part { shape: &shape, slots, offset, tokens };
-            for (page, bytes) in self.page_mut(index).layers.iter_mut().zip(layers) {
-                part.runs(|inside, outside, len| {
-                    let bytes = bytes[2 * outside..2 * (outside + len)].chunks_exact(2);
-                    for (half, bytes) in page[inside..inside + len].iter_mut().zip(bytes) {
-                        *half = u16::from_le_bytes([bytes[0], bytes[1]]);
-                    }
-                });
+        match &mut self.store {
+            Store::Pages(pages) => {
+                let span = self.len..self.len + tokens;
+                for (index, slots, offset) in parts_of(&span) {
+                    let part = Part { shape: &self.shape, slots, offset, tokens };
+                    part.scatter(page_mut(pages, &self.shape, index), layers);
+                }
+            }
+            Store::Device(device) => {
+                for (layer, bytes) in layers.iter().enumerate() {
+                    let imported = device.import(&self.shape, layer, self.len, halves_of(bytes));
+                    imported.map_err(|error| failed(&error))?;
+                }
             }
         }
-        self.len = span.end;
+        self.len += tokens;
         Ok(())
     }
 
-    fn page_mut(&mut self, index: usize) -> &mut Page {
-        if index == self.pages.len() {
-            self.pages.push(Arc::new(Page::zeroed(&self.shape)));
-        }
-        Arc::make_mut(&mut self.pages[index])
+    /// The whole pages before the next token, and the page it goes to, which nobody shares;
+    /// nothing when the cache is on a device.
+    pub(super) fn open_page(&mut self) -> Option<(&[Arc<Page>], &mut Page)> {
+        let Store::Pages(pages) = &mut self.store else { return None };
+        let index = self.len / KV_PAGE_TOKENS;
+        page_mut(pages, &self.shape, index);
+        let (past, rest) = pages.split_at_mut(index);
+        Some((past, Arc::make_mut(&mut rest[0])))
     }
 
-    /// The whole pages before the next token, and the page it goes to, which nobody shares.
-    pub(super) fn open_page(&mut self) -> (&[Arc<Page>], &mut Page) {
-        let index = self.len / KV_PAGE_TOKENS;
-        self.page_mut(index);
-        let (past, rest) = self.pages.split_at_mut(index);
-        (past, Arc::make_mut(&mut rest[0]))
+    /// The part on the device.
+    pub(super) fn device_mut(&mut self) -> candle_core::Result<&mut DeviceCache> {
+        match &mut self.store {
+            Store::Device(device) => Ok(device),
+            Store::Pages(_) => candle_core::bail!("the cache is not on a device"),
+        }
     }
 
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+    }
+}
+
+fn failed(error: &candle_core::Error) -> KvError {
+    KvError::Device(error.to_string())
+}
+
+fn page_mut<'a>(pages: &'a mut Vec<Arc<Page>>, shape: &KvShape, index: usize) -> &'a mut Page {
+    if index == pages.len() {
+        pages.push(Arc::new(Page::zeroed(shape)));
+    }
+    Arc::make_mut(&mut pages[index])
+}
+
+fn halves_of(bytes: &[u8]) -> Vec<u16> {
+    bytes.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).collect()
+}
+
+impl KvShape {
+    /// Copies a span of a layer out of pages.
+    fn gather(&self, pages: &[Arc<Page>], layer: usize, span: &Range<usize>) -> Vec<u16> {
+        let mut halves = vec![0u16; self.layer_bytes(span.len()) / size_of::<u16>()];
+        for (page, slots, offset) in parts_of(span) {
+            let part = Part { shape: self, slots, offset, tokens: span.len() };
+            let page = pages[page].layer(layer);
+            part.runs(|inside, outside, len| {
+                halves[outside..outside + len].copy_from_slice(&page[inside..inside + len]);
+            });
+        }
+        halves
     }
 }
 
@@ -246,6 +304,18 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// Copies the part from the bytes of the span's layers into a page.
+    fn scatter(&self, page: &mut Page, layers: &[&[u8]]) {
+        for (page, bytes) in page.layers_mut().zip(layers) {
+            self.runs(|inside, outside, len| {
+                let bytes = bytes[2 * outside..2 * (outside + len)].chunks_exact(2);
+                for (half, bytes) in page[inside..inside + len].iter_mut().zip(bytes) {
+                    *half = u16::from_le_bytes([bytes[0], bytes[1]]);
+                }
+            });
+        }
+    }
+
     /// Calls `copy` with where each run lies in the page and in the span, and how long it is.
     fn runs(&self, mut copy: impl FnMut(usize, usize, usize)) {
         let dim = self.shape.head_dim;

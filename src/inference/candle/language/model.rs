@@ -41,6 +41,9 @@ pub trait LanguageModel: Send + Sync {
     fn new_cache(&self) -> KvCache {
         KvCache::new(self.config().kv_shape())
     }
+
+    /// Bytes of the matrices in memory.
+    fn weights_bytes(&self) -> usize;
 }
 
 /// What every model checks before it runs.
@@ -130,11 +133,6 @@ impl PackedModel {
         self
     }
 
-    /// Bytes of the weights in memory.
-    pub fn weights_bytes(&self) -> usize {
-        self.weights.bytes()
-    }
-
     fn run_chunk(
         &self,
         tokens: &[u32],
@@ -142,10 +140,10 @@ impl PackedModel {
         wants_last: bool,
         cancel: Cancelled<'_>,
     ) -> Result<Vec<f32>, ForwardError> {
+        let first = cache.len_tokens();
+        let (past, page) = cache.open_page().ok_or(ForwardError::WrongCache)?;
         let mut team = self.take_team();
         let barrier = Barrier::new(self.threads);
-        let first = cache.len_tokens();
-        let (past, page) = cache.open_page();
         let (privates, shared): (Vec<&mut Private>, Vec<&Shared>) =
             team.members.iter_mut().map(|(private, shared)| (private, &*shared)).unzip();
         let pass = Pass {
@@ -222,6 +220,10 @@ impl LanguageModel for PackedModel {
         }
         run_members(parts, |_, (share, part)| self.isa.multiply_row(&normed, head, share, part));
         finite(logits)
+    }
+
+    fn weights_bytes(&self) -> usize {
+        self.weights.bytes()
     }
 }
 

@@ -147,6 +147,11 @@ impl Angles {
         Self { half, cosines, sines }
     }
 
+    /// Cosines and sines, position after position.
+    pub(super) fn all(&self) -> (&[f32], &[f32]) {
+        (&self.cosines, &self.sines)
+    }
+
     pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cosines[range.clone()], &self.sines[range])

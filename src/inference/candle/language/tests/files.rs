@@ -13,7 +13,6 @@ use super::tiny::{
 };
 use crate::inference::candle::language::error::ModelError;
 use crate::inference::candle::language::local::LocalModel;
-use crate::inference::candle::language::model::LanguageModel;
 
 #[track_caller]
 fn refused(path: &Path, checksum: Option<&str>, expected: &str) -> ModelError {
@@ -69,6 +68,7 @@ fn models_that_cannot_be_run_are_refused() {
     check(&|tiny| set(tiny, "general.architecture", text("mamba")), "family `mamba`");
     check(&|tiny| set(tiny, "llama.attention.head_count_kv", Value::U32(3)), "multiple of 3");
     check(&|tiny| set(tiny, "llama.attention.head_count", Value::U32(0)), "it is zero");
+    check(&|tiny| set(tiny, "llama.rope.scaling.factor", Value::F32(8.0)), "scaled rotations");
     check(&|tiny| set(tiny, "llama.block_count", Value::U32(4)), "lacks `blk.3.");
     check(&|tiny| set(tiny, "llama.feed_forward_length", Value::U32(128)), "has shape [96, 64]");
     check(&|tiny| set(tiny, "tokenizer.ggml.model", text("llama")), "kind `llama`");

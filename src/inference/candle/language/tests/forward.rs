@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use candle_core::Device;
 use candle_core::quantized::GgmlDType;
+use half::f16;
 
 use super::tiny::{LAYERS, Numbers, Tiny, VOCABULARY, WINDOW};
 use crate::inference::candle::language::error::ForwardError;
 use crate::inference::candle::language::gguf::Gguf;
 use crate::inference::candle::language::kv_cache::{KvCache, KvError, KvShape};
 use crate::inference::candle::language::model::{LanguageModel, PackedModel};
+use crate::inference::candle::language::tensor_model::TensorModel;
 use crate::inference::candle::simd::Isa;
 
 const ON: &(dyn Fn() -> bool + Sync) = &|| false;
@@ -69,8 +72,9 @@ fn logits_agree_with_double_precision() {
         GgmlDType::Q5_1,
         GgmlDType::Q8_0,
     ];
-    for dtype in dtypes {
-        let tiny = Tiny::new(dtype);
+    let llamas = dtypes.map(|dtype| (dtype, Tiny::new(dtype)));
+    let gemma = (GgmlDType::Q5_0, Tiny::gemma(GgmlDType::Q5_0));
+    for (dtype, tiny) in llamas.into_iter().chain([gemma]) {
         let (_dir, path) = tiny.write();
         let tokens = Numbers(3).tokens(70);
         let expected = [tiny.logits(&tokens[..69]), tiny.logits(&tokens)];
@@ -92,10 +96,12 @@ fn logits_agree_with_double_precision() {
 
 #[test]
 fn splits_and_threads_do_not_change_a_bit() {
-    for isa in exact() {
-        let models: Vec<PackedModel> = (1..=3).map(|threads| tiny(isa, threads)).collect();
+    let (_dir, llama) = Tiny::new(GgmlDType::Q4_1).write();
+    let (_other, gemma) = Tiny::gemma(GgmlDType::Q5_0).write();
+    for (isa, path) in exact().into_iter().flat_map(|isa| [(isa, &llama), (isa, &gemma)]) {
+        let models: Vec<PackedModel> = (1..=3).map(|threads| open(path, isa, threads)).collect();
         let mut numbers = Numbers(11);
-        for _ in 0..12 {
+        for _ in 0..8 {
             let count = 1 + numbers.below(700);
             let tokens = numbers.tokens(count);
             let mut whole = models[0].new_cache();
@@ -247,4 +253,60 @@ fn numbers_that_are_none_are_an_error() {
         assert_eq!(model.forward(tokens, &mut cache, ON), Err(ForwardError::NotFinite));
         assert!(cache.is_empty());
     }
+}
+
+/// The path of graphics cards, on the processor.
+#[test]
+fn tensors_agree_with_the_kernels() {
+    for tiny in [Tiny::new(GgmlDType::Q4_1), Tiny::gemma(GgmlDType::Q8_0)] {
+        tensors_agree(&tiny);
+    }
+}
+
+fn tensors_agree(tiny: &Tiny) {
+    let (_dir, path) = tiny.write();
+    let packed = open(&path, Isa::detect(), 1);
+    let mut gguf = Gguf::open(&path).unwrap();
+    let config = gguf.config().unwrap();
+    let weights = gguf.weights(&config).unwrap();
+    let model = TensorModel::new(config, &weights, &Device::Cpu).unwrap();
+    let tokens = Numbers(19).tokens(400);
+    let pieces = [&tokens[..300], &tokens[300..399], &tokens[399..]];
+    let (mut cache, mut expected) = (model.new_cache(), packed.new_cache());
+    let mut last = Vec::new();
+    for piece in pieces {
+        last = model.forward(piece, &mut cache, ON).unwrap();
+        let logits = packed.logits(&run(&packed, &mut expected, piece)).unwrap();
+        for (found, expected) in model.logits(&last).unwrap().iter().zip(&logits) {
+            assert!((found - expected).abs() < 1e-2, "{found} for {expected}");
+        }
+    }
+    // Exported bytes are the same layout, and go into either.
+    let span = |cache: &KvCache| -> Vec<Vec<u8>> {
+        (0..LAYERS).map(|layer| cache.export_layer(layer, 0..300).unwrap()).collect()
+    };
+    let layers = span(&cache);
+    let close = |bytes: &[u8], at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+    for (found, expected) in layers.iter().zip(span(&expected)) {
+        assert_eq!(found.len(), expected.len());
+        for at in (0..found.len()).step_by(2) {
+            let (found, expected) = (close(found, at), close(&expected, at));
+            assert!((found - expected).abs() < 2e-2, "{at}: {found} for {expected}");
+        }
+    }
+    let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+    let mut copy = model.new_cache();
+    copy.import(300, &layers).unwrap();
+    assert_eq!(span(&copy), layers);
+    for piece in &pieces[1..] {
+        assert_eq!(model.forward(piece, &mut copy, &|| true), Err(ForwardError::Cancelled));
+        let hidden = model.forward(piece, &mut copy, ON).unwrap();
+        if piece.len() == 1 {
+            assert!(hidden == last);
+        }
+    }
+    copy.truncate(399);
+    assert!(model.forward(pieces[2], &mut copy, ON).unwrap() == last);
+    assert_eq!(packed.forward(&[1], &mut copy, ON), Err(ForwardError::WrongCache));
+    assert_eq!(model.forward(&[1], &mut expected, ON), Err(ForwardError::WrongCache));
 }

@@ -19,6 +19,9 @@ pub(super) const HEAD_DIM: usize = 32;
 pub(super) const VOCABULARY: usize = 288;
 pub(super) const WINDOW: usize = 1024;
 const ROPE_BASE: f32 = 500.0;
+const LOCAL_ROPE_BASE: f32 = 10_000.0;
+/// Tokens that all layers of the tiny Gemma but the last look back.
+const LOCAL_WINDOW: usize = 40;
 const EPSILON: f32 = 1e-5;
 pub(super) const TEMPLATE: &str = "{% for message in messages %}\
 {% if loop.first and messages[0]['role'] != 'system' %}\
@@ -54,11 +57,30 @@ impl Numbers {
 pub(super) struct Tiny {
     pub(super) tensors: BTreeMap<String, QTensor>,
     pub(super) metadata: BTreeMap<String, Value>,
+    is_gemma: bool,
 }
 
 impl Tiny {
-    /// Random weights; matrices are stored as `dtype`.
+    /// A Llama with random weights; matrices are stored as `dtype`.
     pub(super) fn new(dtype: GgmlDType) -> Self {
+        Self::random(dtype, false)
+    }
+
+    /// A Gemma 3.
+    pub(super) fn gemma(dtype: GgmlDType) -> Self {
+        let mut tiny = Self::random(dtype, true);
+        tiny.metadata = std::mem::take(&mut tiny.metadata)
+            .into_iter()
+            .map(|(name, value)| (name.replace("llama.", "gemma3."), value))
+            .collect();
+        let mut set = |name: &str, value: Value| tiny.metadata.insert(name.to_owned(), value);
+        set("general.architecture", Value::String("gemma3".to_owned()));
+        set("gemma3.attention.sliding_window", Value::U32(LOCAL_WINDOW as u32));
+        set("gemma3.attention.sliding_window_pattern", Value::U32(LAYERS as u32));
+        tiny
+    }
+
+    fn random(dtype: GgmlDType, is_gemma: bool) -> Self {
         let mut numbers = Numbers(7);
         let mut tensors = BTreeMap::new();
         let mut put = |name: String, shape: &[usize]| {
@@ -84,8 +106,14 @@ impl Tiny {
             put(name("ffn_gate"), &[WIDE, WIDTH]);
             put(name("ffn_up"), &[WIDE, WIDTH]);
             put(name("ffn_down"), &[WIDTH, WIDE]);
+            if is_gemma {
+                put(name("attn_q_norm"), &[HEAD_DIM]);
+                put(name("attn_k_norm"), &[HEAD_DIM]);
+                put(name("post_attention_norm"), &[WIDTH]);
+                put(name("post_ffw_norm"), &[WIDTH]);
+            }
         }
-        Self { tensors, metadata: metadata() }
+        Self { tensors, metadata: metadata(), is_gemma }
     }
 
     /// Writes the file into a folder of its own.
@@ -114,35 +142,76 @@ impl Tiny {
     /// The logits after the last token: straight from the definition, without any cache.
     pub(super) fn logits(&self, tokens: &[u32]) -> Vec<f64> {
         let embedding = self.values("token_embd");
-        let row = |token: &u32| embedding[*token as usize * WIDTH..][..WIDTH].to_vec();
+        let scale = if self.is_gemma { (WIDTH as f64).sqrt() } else { 1.0 };
+        let row = |token: &u32| {
+            let row = &embedding[*token as usize * WIDTH..][..WIDTH];
+            row.iter().map(|value| value * scale).collect()
+        };
         let mut hidden: Vec<Vec<f64>> = tokens.iter().map(row).collect();
         for layer in 0..LAYERS {
-            let values = |part: &str| self.values(&format!("blk.{layer}.{part}"));
-            let (norm, query, key) = (values("attn_norm"), values("attn_q"), values("attn_k"));
-            let (value, mix) = (values("attn_v"), values("attn_output"));
-            let normed: Vec<Vec<f64>> = hidden.iter().map(|row| rms_norm(row, &norm)).collect();
-            let places = || normed.iter().enumerate();
-            let queries: Vec<Vec<f64>> =
-                places().map(|(at, row)| rotated(multiply(row, &query), at)).collect();
-            let keys: Vec<Vec<f64>> =
-                places().map(|(at, row)| halves(rotated(multiply(row, &key), at))).collect();
-            let values_of: Vec<Vec<f64>> =
-                normed.iter().map(|row| halves(multiply(row, &value))).collect();
-            for (at, row) in hidden.iter_mut().enumerate() {
-                let context = attend(&queries[at], &keys[..=at], &values_of[..=at]);
-                add(row, &multiply(&context, &mix));
-            }
-            let (norm, gate) = (values("ffn_norm"), values("ffn_gate"));
-            let (up, down) = (values("ffn_up"), values("ffn_down"));
-            for row in &mut hidden {
-                let normed = rms_norm(row, &norm);
-                let gated = multiply(&normed, &gate).into_iter().zip(multiply(&normed, &up));
-                let wide: Vec<f64> = gated.map(|(x, up)| x / (1.0 + (-x).exp()) * up).collect();
-                add(row, &multiply(&wide, &down));
-            }
+            self.attention(layer, &mut hidden);
+            self.feed_forward(layer, &mut hidden);
         }
         let last = rms_norm(&hidden[hidden.len() - 1], &self.values("output_norm"));
         multiply(&last, &embedding)
+    }
+
+    fn part(&self, layer: usize, part: &str) -> Vec<f64> {
+        self.values(&format!("blk.{layer}.{part}"))
+    }
+
+    /// What a part adds, through the norm that Gemma has there.
+    fn added(&self, layer: usize, norm: &str, added: Vec<f64>) -> Vec<f64> {
+        if self.is_gemma { rms_norm(&added, &self.part(layer, norm)) } else { added }
+    }
+
+    fn attention(&self, layer: usize, hidden: &mut [Vec<f64>]) {
+        let norm = self.part(layer, "attn_norm");
+        let normed: Vec<Vec<f64>> = hidden.iter().map(|row| rms_norm(row, &norm)).collect();
+        let is_local = self.is_gemma && layer + 1 < LAYERS;
+        let placed = |part: &str| -> Vec<Vec<f64>> {
+            let weights = self.part(layer, part);
+            let place = |(at, row): (usize, &Vec<f64>)| {
+                let mut row = multiply(row, &weights);
+                if self.is_gemma {
+                    let gain = self.part(layer, &format!("{part}_norm"));
+                    row = row.chunks(HEAD_DIM).flat_map(|head| rms_norm(head, &gain)).collect();
+                }
+                let base = if is_local { LOCAL_ROPE_BASE } else { ROPE_BASE };
+                rotated(row, at, base, self.is_gemma)
+            };
+            normed.iter().enumerate().map(place).collect()
+        };
+        let queries = placed("attn_q");
+        let keys: Vec<Vec<f64>> = placed("attn_k").into_iter().map(halves).collect();
+        let values = self.part(layer, "attn_v");
+        let values: Vec<Vec<f64>> =
+            normed.iter().map(|row| halves(multiply(row, &values))).collect();
+        let mix = self.part(layer, "attn_output");
+        for (at, row) in hidden.iter_mut().enumerate() {
+            let first = if is_local { (at + 1).saturating_sub(LOCAL_WINDOW) } else { 0 };
+            let context = attend(&queries[at], &keys[first..=at], &values[first..=at]);
+            add(row, &self.added(layer, "post_attention_norm", multiply(&context, &mix)));
+        }
+    }
+
+    fn feed_forward(&self, layer: usize, hidden: &mut [Vec<f64>]) {
+        let (norm, gate) = (self.part(layer, "ffn_norm"), self.part(layer, "ffn_gate"));
+        let (up, down) = (self.part(layer, "ffn_up"), self.part(layer, "ffn_down"));
+        let bend = |x: f64| {
+            if self.is_gemma {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            } else {
+                x / (1.0 + (-x).exp())
+            }
+        };
+        for row in hidden {
+            let normed = rms_norm(row, &norm);
+            let gated = multiply(&normed, &gate).into_iter().zip(multiply(&normed, &up));
+            let wide: Vec<f64> = gated.map(|(gate, up)| bend(gate) * up).collect();
+            add(row, &self.added(layer, "post_ffw_norm", multiply(&wide, &down)));
+        }
     }
 }
 
@@ -205,15 +274,16 @@ fn multiply(row: &[f64], matrix: &[f64]) -> Vec<f64> {
     matrix.chunks(row.len()).map(product).collect()
 }
 
-/// Llama's files keep the two values of a rotation side by side.
-fn rotated(mut row: Vec<f64>, position: usize) -> Vec<f64> {
+/// Llama's files keep the two values of a rotation side by side, Gemma's half a head apart.
+fn rotated(mut row: Vec<f64>, position: usize, base: f32, apart: bool) -> Vec<f64> {
     for head in row.chunks_mut(HEAD_DIM) {
-        for (at, pair) in head.chunks_mut(2).enumerate() {
-            let speed = f64::from(ROPE_BASE).powf(-2.0 * at as f64 / HEAD_DIM as f64);
+        for at in 0..HEAD_DIM / 2 {
+            let pair = if apart { [at, at + HEAD_DIM / 2] } else { [2 * at, 2 * at + 1] };
+            let speed = f64::from(base).powf(-2.0 * at as f64 / HEAD_DIM as f64);
             let (sine, cosine) = (position as f64 * speed).sin_cos();
-            let (x, y) = (pair[0], pair[1]);
-            pair[0] = x * cosine - y * sine;
-            pair[1] = x * sine + y * cosine;
+            let (x, y) = (head[pair[0]], head[pair[1]]);
+            head[pair[0]] = x * cosine - y * sine;
+            head[pair[1]] = x * sine + y * cosine;
         }
     }
     row
