@@ -340,8 +340,8 @@ impl Running {
         self.cube.activation.touched_by(memories)
     }
 
-    /// Takes out of RAM and off the device whatever contains these memories. Comes before the answer
-    /// to the change, and also where nobody knows what became of it.
+    /// Takes out of RAM and off the device whatever contains these memories. Comes before the
+    /// answer to the change, and also where nobody knows what became of it.
     pub(super) fn forget(&self, gone: &Gone) {
         let Some(inference) = self.inference.get() else { return };
         let CubeKey { tenant, cube } = &self.cube.key;

@@ -250,8 +250,8 @@ impl CubeHandle {
     }
 
     /// Computes ahead what the next turn of a conversation will begin with: what was said, and
-    /// memories that it will need. Lays the context out anew where that is due. Whoever waits for an
-    /// answer goes first.
+    /// memories that it will need. Lays the context out anew where that is due. Whoever waits for
+    /// an answer goes first.
     ///
     /// # Errors
     /// As `chat`; `Unavailable` when another node owns the cube.

@@ -2,8 +2,8 @@
 //! Pure.
 //!
 //! Invariant: a context only grows at its end, so that what was computed for it is an exact prefix
-//! of the next prompt. It is laid out anew only where something in it is gone: a memory, a turn that
-//! the caller no longer sends, or room in the window.
+//! of the next prompt. It is laid out anew only where something in it is gone: a memory, a turn
+//! that the caller no longer sends, or room in the window.
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 

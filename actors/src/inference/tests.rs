@@ -1,5 +1,5 @@
-//! Replies over a scripted engine on paused time: the same with and without what is cached, in time,
-//! within bounds, and never from a block that is not theirs.
+//! Replies over a scripted engine on paused time: the same with and without what is cached, in
+//! time, within bounds, and never from a block that is not theirs.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

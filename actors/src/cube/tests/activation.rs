@@ -18,10 +18,7 @@ use crate::{
         activation_cache::{CacheSettings, Tier},
         scripted::{ScriptedCosts, ScriptedEngine},
     },
-    storage::{
-        Blobs,
-        blobs::{Plain, tests::Objects},
-    },
+    storage::blobs::{Plain, tests::Objects},
 };
 
 struct Chatting {

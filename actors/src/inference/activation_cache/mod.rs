@@ -293,8 +293,8 @@ impl ActivationCache {
     }
 
     /// Drops everything that contains or was computed after one of these memories of a cube, from
-    /// the device and from RAM; the copies of these blobs go from the disk. When it returns, nothing
-    /// of it can be used any more, nor kept by whoever is computing with it.
+    /// the device and from RAM; the copies of these blobs go from the disk. When it returns,
+    /// nothing of it can be used any more, nor kept by whoever is computing with it.
     pub fn forget(
         &self,
         tenant: &TenantId,
