@@ -1,7 +1,7 @@
 //! Replies: a prompt goes into a session, tokens come out one after the other, and what was
 //! computed is kept for the next turn.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use memcube_schemas::limits::{INFERENCE_REQUESTS_MAX, KV_DISK_BYTES_DEFAULT, REPLY_PIECES_MAX};
@@ -142,6 +142,7 @@ impl InferenceHandle {
     pub(crate) fn reply(&self, lease: Lease, request: GenerateRequest) -> Result<ReplyStream> {
         let job = self.job(lease, request, Urgency::Foreground)?;
         let (sender, events) = mpsc::channel(REPLY_PIECES_MAX);
+        let ms_max = job.request.ms_max.saturating_add(READER_MS_MAX);
         self.environment.spawn(async move {
             let listener = sender.clone();
             let replying: BoxFuture<'_, ()> = Box::pin(job.reply(sender));
@@ -152,6 +153,9 @@ impl InferenceHandle {
                     metrics::counter!(names::REPLIES_TOTAL, "outcome" => "cancelled").increment(1);
                 }
                 () = replying => {}
+                () = tokio::time::sleep(Duration::from_millis(ms_max)) => {
+                    metrics::counter!(names::REPLIES_TOTAL, "outcome" => "unread").increment(1);
+                }
             }
         });
         Ok(ReplyStream::new(events))
@@ -185,6 +189,9 @@ impl InferenceHandle {
         Ok(Job { inference: self.clone(), request, until, lease, start_us, _place: place })
     }
 }
+
+/// Milliseconds after a reply's deadline that its reader may take, before it is cut off.
+const READER_MS_MAX: u64 = 10_000;
 
 /// One request.
 struct Job {

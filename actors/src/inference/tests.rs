@@ -218,6 +218,24 @@ async fn a_reader_that_goes_away_stops_the_model() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reader_that_does_not_read_gives_its_place_back() {
+    let world = World::new().await;
+    let ann = key("acme", "ann");
+    let mut streams = Vec::new();
+    // Hot sampling at this seed talks for long.
+    for seed in 0..20 {
+        let sampling = Sampling { temperature: 1.0, top_p: 1.0 };
+        let base = world.request(&ann, prompt(&tokens(1, 30)));
+        let request =
+            GenerateRequest { tokens_max: 4_000, seed, ms_max: 100_000, sampling, ..base };
+        streams.push(world.begin(&ann, request).expect("begun"));
+    }
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(world.inference.queues().map(|queue| queue.depth), [0, 0]);
+    assert!(world.engine.bytes_used() <= world.inference.cache().bytes().0 + 31 * TOKEN_BYTES);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_ends_a_reply_or_refuses_it() {
     let world = World::new().await;
     let ann = key("acme", "ann");

@@ -21,6 +21,15 @@ use crate::{
     storage::blobs::{Plain, tests::Objects},
 };
 
+/// Cache settings under which only cold tiers hold anything.
+const NOTHING_HOT: CacheSettings = CacheSettings {
+    ram_bytes_max: 0,
+    tenant_ram_bytes_max: 0,
+    device_bytes_max: 0,
+    tenant_device_bytes_max: 0,
+    cold_in_8_bits: false,
+};
+
 struct Chatting {
     world: World,
     objects: Objects,
@@ -43,6 +52,16 @@ impl Chatting {
         environment: Environment,
         cache: CacheSettings,
     ) -> Self {
+        Self::with_disk(store, objects, environment, cache, None).await
+    }
+
+    async fn with_disk(
+        store: SharedStore,
+        objects: Objects,
+        environment: Environment,
+        cache: CacheSettings,
+        disk: Option<Objects>,
+    ) -> Self {
         let parts = BlobParts {
             objects: Arc::new(objects.clone()),
             seal: Arc::new(Plain),
@@ -51,8 +70,10 @@ impl Chatting {
         };
         let world = World::with_blobs(store, environment, 100, Some(parts)).await;
         let engine = Arc::new(ScriptedEngine::new(8_192, 1 << 30, ScriptedCosts::default()));
-        let model =
+        let mut model =
             InferenceParts { cache, ..InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>) };
+        model.disk =
+            disk.map(|disk| (Arc::new(disk) as Arc<dyn object_store::ObjectStore>, 1 << 30));
         world.cubes.serve_model(model).await.expect("started");
         Self { world, objects, engine }
     }
@@ -147,17 +168,10 @@ impl Talk {
 #[tokio::test(start_paused = true)]
 async fn every_turn_uses_what_the_turns_before_computed_and_says_the_same() {
     let chatting = Chatting::new(1).await;
-    let nothing = CacheSettings {
-        ram_bytes_max: 0,
-        tenant_ram_bytes_max: 0,
-        device_bytes_max: 0,
-        tenant_device_bytes_max: 0,
-        cold_in_8_bits: false,
-    };
     let store = Arc::new(InMemoryStore::default());
     let objects = Objects::new();
     objects.fail(Some("no object store"));
-    let cold = Chatting::with(store, objects, Environment::scripted(1), nothing).await;
+    let cold = Chatting::with(store, objects, Environment::scripted(1), NOTHING_HOT).await;
     let ((cube, _), (bare, _)) = (chatting.knowing("ann").await, cold.knowing("ann").await);
     let (mut talk, mut again) = (Talk::new("talk"), Talk::new("talk"));
     let mut prompts = Vec::new();
@@ -432,6 +446,67 @@ async fn a_slow_object_store_never_makes_an_answer_later() {
         }
         chatting.check_rows(&cube, "slow").await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_disk_stands_in_front_of_the_object_store() {
+    let store: SharedStore = Arc::new(InMemoryStore::default());
+    let (objects, disk) = (Objects::new(), Objects::new());
+    let life = async |seed| {
+        let (store, objects) = (Arc::clone(&store), objects.clone());
+        let environment = Environment::scripted(seed);
+        Chatting::with_disk(store, objects, environment, NOTHING_HOT, Some(disk.clone())).await
+    };
+    let chatting = life(1).await;
+    let (cube, _) = chatting.knowing("ann").await;
+    let mut talk = Talk::new("talk");
+    talk.say(&cube, "tell me about garden number 3").await.expect("said");
+    let from = |finished: &Finished, tier| finished.reuse.reused_tokens.get(&tier).copied();
+    let (_, first) = talk.say(&cube, "go on").await.expect("said");
+    assert!(from(&first, Tier::Objects).is_some() && from(&first, Tier::Disk).is_none());
+    let copies = disk.names().await.len();
+    assert!(copies > 0 && copies < objects.names().await.len());
+    chatting.world.cubes.shut_down().await;
+
+    // Another life finds the copies, and needs the object store for the rest only.
+    let chatting = life(2).await;
+    let cube = chatting.world.cube("ann").await;
+    let (opening, second) = talk.say(&cube, "and then").await.expect("said");
+    assert_eq!(from(&second, Tier::Disk), from(&first, Tier::Objects), "{second:?}");
+    // A damaged copy is replaced by the original.
+    disk.damage(|bytes| bytes[100] ^= 1).await;
+    let (_, third) = talk.say(&cube, "and now").await.expect("said");
+    assert_eq!(from(&third, Tier::Disk), None, "{third:?}");
+    assert!(third.reuse.reused() > second.reuse.reused() && third.reuse.corrupt_blocks == 0);
+    assert_eq!(chatting.engine.wrong_blocks(), 0);
+
+    // What is deleted leaves the disk as well, also after a crash in between.
+    let victim = opening.memories[0].source.id;
+    let left = disk.names().await;
+    let selection = Selection::Ids(vec![victim]);
+    cube.delete(DeleteRequest { selection, purge: true }).await.expect("deleted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(disk.names().await.len() < left.len());
+    for message in ["what is left", "and what else"] {
+        talk.say(&cube, message).await.expect("said");
+    }
+    let blobs = chatting.world.cubes.blobs().expect("blobs").clone();
+    disk.fail(Some("unplugged"));
+    let items = cube.list(None, 100).await.expect("listed").items;
+    let selection = Selection::Ids(items.iter().map(|item| item.id).collect());
+    cube.delete(DeleteRequest { selection, purge: true }).await.expect("deleted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    disk.fail(None);
+    assert!(!disk.names().await.is_empty(), "left behind");
+    chatting.world.cubes.shut_down().await;
+    blobs.sweep(context().tenant(), 0).await.expect("swept");
+    let chatting = life(3).await;
+    let cube = chatting.world.cube("ann").await;
+    talk.say(&cube, "hello").await.expect("said");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (blocks, _) = chatting.rows(&cube).await;
+    let names: Vec<String> = blocks.iter().map(|block| block.blob.to_string()).collect();
+    assert!(disk.names().await.iter().all(|copy| names.contains(copy)), "swept");
 }
 
 #[tokio::test(start_paused = true)]

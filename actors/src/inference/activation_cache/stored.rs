@@ -208,6 +208,13 @@ impl ColdTiers {
         if !lock(&disk.known).insert(tenant.clone()) {
             return;
         }
+        // A crash may have left copies whose blobs are gone.
+        let (mirror, of_tenant) = (disk.mirror.clone(), tenant.clone());
+        self.environment.spawn(async move {
+            if let Err(error) = mirror.sweep_strays(&of_tenant).await {
+                tracing::debug!(%error, "copies of blocks could not be swept");
+            }
+        });
         // What cannot be listed is loaded from the object store.
         for (blob, bytes) in disk.mirror.copies(tenant).await.unwrap_or_default() {
             let gone = lock(&disk.held).admit(tenant, blob, (), bytes);
