@@ -231,6 +231,7 @@ fn kv_block() -> KvBlock {
         bytes: 1_635_840,
         checksums: vec![0x0102_0304, 0x0506_0708],
         sources: vec![BlockSource { id: MemoryId::from_parts(1, 1), revision: 3 }],
+        conversation: Some(ConversationId::new("session 1").expect("valid")),
         blob: BlobId([7; 32]),
         stored_at_ms: 1_700_000_000_005,
     }

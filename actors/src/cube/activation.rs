@@ -31,7 +31,7 @@ use super::{
 use crate::{
     defects::Defect,
     error::Result,
-    inference::activation_cache::StoredBlock,
+    inference::activation_cache::{Forgotten, StoredBlock},
     storage::{Check, Mutation, blobs::release},
 };
 
@@ -59,10 +59,9 @@ pub(crate) struct CubeActivation {
 /// What a change of memories takes along.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Gone {
-    /// The memories that change.
-    pub(crate) memories: BTreeSet<MemoryId>,
+    pub(crate) forgotten: Forgotten,
     blocks: Vec<KvBlock>,
-    /// Contexts as they are without them.
+    /// Contexts as they are without the memories.
     contexts: Vec<ContextRecord>,
 }
 
@@ -74,24 +73,32 @@ impl Gone {
     /// What the commit that changes the memories writes as well.
     pub(super) fn mutations(&self, key: &CubeKey) -> Vec<Mutation> {
         let blocks = self.blocks.iter().flat_map(|block| clear_block(key, block));
-        blocks.chain(self.contexts.iter().map(|record| set_context(key, record))).collect()
+        let CubeKey { tenant, cube } = key;
+        let conversations = self.forgotten.conversations.iter();
+        let cleared = conversations
+            .map(|conversation| Mutation::Clear { key: keys::context(tenant, cube, conversation) });
+        let changed = self.contexts.iter().map(|record| set_context(key, record));
+        blocks.chain(cleared).chain(changed).collect()
     }
 }
 
 impl CubeActivation {
-    /// What contains one of these memories, or was computed after one.
-    pub(crate) fn touched_by(&self, memories: BTreeSet<MemoryId>) -> Gone {
-        let is_direct =
-            |block: &KvBlock| block.sources.iter().any(|source| memories.contains(&source.id));
+    /// What contains something of this, or was computed after it.
+    pub(crate) fn touched_by(&self, forgotten: Forgotten) -> Gone {
+        let Forgotten { memories, conversations } = &forgotten;
+        let is_direct = |block: &KvBlock| {
+            block.sources.iter().any(|source| memories.contains(&source.id))
+                || block.conversation.as_ref().is_some_and(|said| conversations.contains(said))
+        };
         let blocks = self.with_descendants(is_direct);
         let mut contexts = Vec::new();
         for record in self.contexts.values() {
             let mut without = record.clone();
-            if take_out(&mut without, &memories) {
+            if !conversations.contains(&record.conversation) && take_out(&mut without, memories) {
                 contexts.push(without);
             }
         }
-        Gone { memories, blocks, contexts }
+        Gone { forgotten, blocks, contexts }
     }
 
     /// Blocks of a kind, and all that stand behind them.
@@ -113,6 +120,9 @@ impl CubeActivation {
         for block in gone.blocks {
             self.blocks.remove(&block.key);
         }
+        for conversation in &gone.forgotten.conversations {
+            self.contexts.remove(conversation);
+        }
         for record in gone.contexts {
             self.contexts.insert(record.conversation.clone(), record);
         }
@@ -131,18 +141,21 @@ impl CubeActivation {
     }
 }
 
-/// The memories that events change or take away.
-pub(super) fn changed_memories<'a>(
-    events: impl Iterator<Item = &'a CubeEvent>,
-) -> BTreeSet<MemoryId> {
-    events
-        .filter_map(|event| match event {
-            CubeEvent::MemoryUpdated { former, .. } => Some(former.id),
-            CubeEvent::MemoryDeleted { former, .. } => Some(former.id),
-            // What is said again stays what it is.
-            CubeEvent::MemoryAdded { .. } | CubeEvent::MemoryRepeated { .. } => None,
-        })
-        .collect()
+/// What events change or take away. What is said again stays what it is; a memory that is deleted
+/// may stand in its conversation in other words, which therefore goes as well.
+fn forgotten_by<'a>(events: impl Iterator<Item = &'a CubeEvent>) -> Forgotten {
+    let mut forgotten = Forgotten::default();
+    for event in events {
+        match event {
+            CubeEvent::MemoryUpdated { former, .. } => drop(forgotten.memories.insert(former.id)),
+            CubeEvent::MemoryDeleted { former, .. } => {
+                forgotten.memories.insert(former.id);
+                forgotten.conversations.extend(former.conversation.clone());
+            }
+            CubeEvent::MemoryAdded { .. } | CubeEvent::MemoryRepeated { .. } => {}
+        }
+    }
+    forgotten
 }
 
 fn clear_block(key: &CubeKey, block: &KvBlock) -> [Mutation; 2] {
@@ -332,12 +345,12 @@ impl CubeState {
 impl Running {
     /// What changes of a batch take along.
     pub(super) fn touched<'a>(&mut self, events: impl Iterator<Item = &'a CubeEvent>) -> Gone {
-        let memories = changed_memories(events);
+        let forgotten = forgotten_by(events);
         if self.environment.plants(Defect::DeletedInContext) {
-            self.cube.haunt(&memories);
+            self.cube.haunt(&forgotten.memories);
             return Gone::default();
         }
-        self.cube.activation.touched_by(memories)
+        self.cube.activation.touched_by(forgotten)
     }
 
     /// Takes out of RAM and off the device whatever contains these memories. Comes before the
@@ -345,8 +358,8 @@ impl Running {
     pub(super) fn forget(&self, gone: &Gone) {
         let Some(inference) = self.inference.get() else { return };
         let CubeKey { tenant, cube } = &self.cube.key;
-        if !gone.memories.is_empty() {
-            inference.cache().forget(tenant, cube, &gone.memories, &gone.blobs());
+        if !gone.forgotten.is_empty() {
+            inference.cache().forget(tenant, cube, &gone.forgotten, &gone.blobs());
         }
     }
 

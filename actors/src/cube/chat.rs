@@ -213,6 +213,9 @@ impl CubeHandle {
     /// in the prompt keep changing.
     pub async fn chat(&self, request: ChatRequest) -> Result<ChatStream> {
         let inference = self.model()?;
+        if request.tokens_max == 0 {
+            return Err(Error::invalid("a reply has at least one token"));
+        }
         let mut last = None;
         for _ in 0..TRIES_MAX {
             let made = self.make_prompt(&inference, &request).await?;

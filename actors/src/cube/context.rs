@@ -431,7 +431,9 @@ fn finish(
         let new = usize::from(wanted.message.is_some());
         plan.sealed = plan.parts.len().saturating_sub(new);
     }
-    let prompt = join(&laid, plan.sealed, &opening);
+    let mut prompt = join(&laid, plan.sealed, &opening);
+    let turns = plan.parts.iter().position(|part| matches!(part, Part::Turn(_)));
+    prompt.turns = turns.map(|first| (count(&laid[..first]), conversation.clone()));
     let memories = plan.placed().map(|placed| UsedMemory {
         source: source(&placed.item),
         was_preloaded: placed.was_preloaded,

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     activation_cache::{
-        ActivationCache, CacheSettings, ChainBlock, Lease, Tier, stored::ColdTiers,
+        ActivationCache, CacheSettings, ChainBlock, Contents, Lease, Tier, stored::ColdTiers,
     },
     device::{DeviceHandle, Until, Urgency},
     engine::{Cancel, Engine, EngineError, EngineFacts, KvBytes, Sampling, Session, Token},
@@ -180,9 +180,7 @@ impl InferenceHandle {
         let start_us = self.environment.monotonic_us();
         let deadline_us = start_us.saturating_add(request.ms_max.saturating_mul(1_000));
         let until = Until { urgency, deadline_us, cancel: Cancel::default() };
-        let sources = request.chain.blocks.iter().flat_map(|block| &block.sources);
-        let sources = Arc::new(sources.map(|source| source.id).collect());
-        if !self.cache.narrow(&mut lease, sources) {
+        if !self.cache.narrow(&mut lease, Contents::of_chain(&request.chain)) {
             let message = "a memory was changed while the prompt was made; make it again";
             return Err(Error::new(ErrorKind::Conflict, message));
         }

@@ -10,7 +10,7 @@ use memcube_schemas::{
 };
 
 use super::{
-    activation_cache::{CacheSettings, Prompt, Tier, chain::Chain},
+    activation_cache::{CacheSettings, Forgotten, Prompt, Tier, chain::Chain},
     scripted::{ScriptedCosts, ScriptedEngine},
     *,
 };
@@ -320,7 +320,10 @@ async fn what_is_forgotten_is_in_no_tier_and_nothing_keeps_it() {
     let world = World::new().await;
     let ann = key("acme", "ann");
     let cache = world.inference.cache();
-    let ids = |ids: &[u64]| ids.iter().map(|id| MemoryId::from_parts(*id, 0)).collect();
+    let ids = |ids: &[u64]| Forgotten {
+        memories: ids.iter().map(|id| MemoryId::from_parts(*id, 0)).collect(),
+        ..Forgotten::default()
+    };
     // Memories in the first, the second and the third block.
     let said = |prompt| world.begin(&ann, world.request(&ann, prompt)).expect("begun");
     said(remembering(900, &[1, 2, 3])).collect().await.expect("answered");

@@ -238,6 +238,36 @@ async fn before_a_deletion_is_acknowledged_everything_of_the_memory_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_deleted_of_a_conversation_takes_its_turns_along() {
+    let chatting = Chatting::new(1).await;
+    let (cube, _) = chatting.knowing("ann").await;
+    let mut talks = [Talk::new("a"), Talk::new("b")];
+    let secret = "the number of the safe is 4711";
+    for talk in &mut talks {
+        talk.say(&cube, secret).await.expect("said");
+        talk.say(&cube, "go on").await.expect("said");
+    }
+    let conversation = Some(talks[0].conversation.clone());
+    let remembered = cube.add(AddRequest { conversation, ..said(&[secret]) }).await.expect("added");
+    let before = chatting.rows(&cube).await;
+    let of = |rows: &[KvBlock], talk: &Talk| {
+        let conversations = rows.iter().filter_map(|block| block.conversation.clone());
+        conversations.filter(|conversation| *conversation == talk.conversation).count()
+    };
+    assert!(of(&before.0, &talks[0]) > 0 && before.1.len() == 2);
+    let selection = Selection::Ids(vec![remembered.memories[0].id]);
+    cube.delete(DeleteRequest { selection, purge: true }).await.expect("deleted");
+    let after = chatting.rows(&cube).await;
+    assert_eq!((of(&after.0, &talks[0]), after.1.len()), (0, 1));
+    assert_eq!(of(&after.0, &talks[1]), of(&before.0, &talks[1]), "the other one stays");
+    let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
+    assert_eq!(cache.counts().0, 1, "the session of the other one");
+    let (_, finished) = talks[0].say(&cube, "hello again").await.expect("said");
+    assert!(finished.reuse.reused() < 100, "the preamble at most: {finished:?}");
+    chatting.check_rows(&cube, "afterwards").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_changed_memory_is_shown_as_it_is_now() {
     let chatting = Chatting::new(1).await;
     let (cube, _) = chatting.knowing("ann").await;
@@ -275,6 +305,35 @@ async fn what_is_deleted_while_it_is_being_said_is_not_kept() {
     chatting.check_rows(&cube, "afterwards").await;
     let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
     assert_eq!(cache.counts(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_while_its_blocks_are_being_stored_is_not_kept() {
+    let chatting = Chatting::new(1).await;
+    let (cube, ids) = chatting.knowing("ann").await;
+    let talk = Talk::new("talk");
+    let preload = |memories: &[MemoryId]| PreloadRequest {
+        conversation: talk.conversation.clone(),
+        preamble: talk.request("").preamble,
+        turns: vec![ChatTurn { role: Role::User, text: "long ".repeat(400) }],
+        memories: memories.to_vec(),
+        ms_max: 60_000,
+    };
+    chatting.objects.delay(2_000);
+    let (preloading, deleting) = (cube.preload(preload(&ids)), async {
+        // The blocks are computed, and on their way.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let selection = Selection::Ids(vec![ids[0]]);
+        cube.delete(DeleteRequest { selection, purge: false }).await.expect("deleted");
+    });
+    let (outcome, ()) = tokio::join!(preloading, deleting);
+    let kept = outcome.expect("preloaded").kept;
+    assert!(kept.refused > 1 && !kept.context, "{kept:?}");
+    chatting.check_rows(&cube, "afterwards").await;
+    chatting.objects.delay(0);
+    let again = cube.preload(preload(&ids[1..])).await.expect("preloaded").kept;
+    assert!(again.blocks > 1 && again.refused == 0 && again.context, "{again:?}");
+    chatting.check_rows(&cube, "and again").await;
 }
 
 #[tokio::test(start_paused = true)]

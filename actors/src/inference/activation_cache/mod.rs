@@ -19,7 +19,7 @@ use std::{
 };
 
 use memcube_schemas::{
-    BlobId, BlockKey, CubeId, MemoryId, TenantId,
+    BlobId, BlockKey, ConversationId, CubeId, MemoryId, TenantId,
     activation::KvBlock,
     limits::{KV_DEVICE_BYTES_DEFAULT, KV_RAM_BYTES_DEFAULT},
 };
@@ -72,8 +72,51 @@ impl Default for CacheSettings {
     }
 }
 
-/// Memories that something contains or was computed after.
-pub(crate) type Sources = Arc<BTreeSet<MemoryId>>;
+/// What is forgotten of a cube.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Forgotten {
+    /// Memories that were changed or deleted.
+    pub memories: BTreeSet<MemoryId>,
+    /// Conversations something of which was deleted.
+    pub conversations: BTreeSet<ConversationId>,
+}
+
+impl Forgotten {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.memories.is_empty() && self.conversations.is_empty()
+    }
+
+    fn touches(&self, contents: &Contents) -> bool {
+        let Contents { memories, conversation } = contents;
+        let is_said = |conversation| self.conversations.contains(conversation);
+        !memories.is_disjoint(&self.memories) || conversation.as_ref().is_some_and(is_said)
+    }
+}
+
+/// What something contains or was computed after.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    memories: BTreeSet<MemoryId>,
+    conversation: Option<ConversationId>,
+}
+
+impl Contents {
+    /// Those of a prompt's first blocks.
+    fn of(blocks: &[ChainBlock]) -> Sources {
+        let memories = blocks.iter().flat_map(|block| &block.sources).map(|source| source.id);
+        let conversation = blocks.last().and_then(|block| block.conversation.clone());
+        Arc::new(Self { memories: memories.collect(), conversation })
+    }
+
+    /// Those of a whole prompt.
+    pub(crate) fn of_chain(chain: &Chain) -> Sources {
+        Self::of(&chain.blocks)
+    }
+}
+
+pub(crate) type Sources = Arc<Contents>;
 
 /// A block in RAM, and the cubes that have computed or used it.
 struct RamBlock {
@@ -252,7 +295,7 @@ impl ActivationCache {
         let mut held = self.held();
         if let Some(found) = held.ram.get(&lease.key.tenant, &block.key) {
             // From now on it is this cube's as well.
-            let sources = sources_until(chain, at);
+            let sources = Contents::of(&chain.blocks[..=at]);
             found.owners.entry(lease.key.cube.clone()).or_insert(sources);
             return Some(Arc::clone(&found.block));
         }
@@ -272,7 +315,7 @@ impl ActivationCache {
         if held.leases.get(&lease.number).is_none_or(|leased| leased.is_revoked) {
             return;
         }
-        let sources = sources_until(chain, at);
+        let sources = Contents::of(&chain.blocks[..=at]);
         let tenant = &lease.key.tenant;
         if let Some(known) = held.ram.get(tenant, &key) {
             known.owners.insert(lease.key.cube.clone(), sources);
@@ -292,17 +335,17 @@ impl ActivationCache {
         drop(self.held().ram.remove(tenant, &key));
     }
 
-    /// Drops everything that contains or was computed after one of these memories of a cube, from
+    /// Drops everything of a cube that contains or was computed after what is forgotten, from
     /// the device and from RAM; the copies of these blobs go from the disk. When it returns,
     /// nothing of it can be used any more, nor kept by whoever is computing with it.
     pub fn forget(
         &self,
         tenant: &TenantId,
         cube: &CubeId,
-        memories: &BTreeSet<MemoryId>,
+        forgotten: &Forgotten,
         blobs: &[BlobId],
     ) {
-        self.forget_where(tenant, cube, blobs, |sources| !sources.is_disjoint(memories));
+        self.forget_where(tenant, cube, blobs, |contents| forgotten.touches(contents));
     }
 
     /// Drops everything of a cube.
@@ -315,7 +358,7 @@ impl ActivationCache {
         tenant: &TenantId,
         cube: &CubeId,
         blobs: &[BlobId],
-        is_meant: impl Fn(&BTreeSet<MemoryId>) -> bool,
+        is_meant: impl Fn(&Contents) -> bool,
     ) {
         let mut held = self.held();
         for leased in held.leases.values_mut() {
@@ -460,10 +503,4 @@ impl Held {
 fn count_evicted(tier: Tier, count: usize) {
     metrics::counter!(names::ACTIVATION_EVICTIONS_TOTAL, "tier" => tier.as_str())
         .increment(count as u64);
-}
-
-/// The memories in the blocks up to one, that one included.
-fn sources_until(chain: &Chain, at: usize) -> Sources {
-    let sources = chain.blocks[..=at].iter().flat_map(|block| &block.sources);
-    Arc::new(sources.map(|source| source.id).collect())
 }

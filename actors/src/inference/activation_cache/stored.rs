@@ -133,6 +133,7 @@ impl ColdTiers {
             bytes: size,
             checksums,
             sources: block.sources.clone(),
+            conversation: block.conversation.clone(),
             blob: prepared.id,
             stored_at_ms: self.environment.unix_ms(),
         };
@@ -252,7 +253,7 @@ fn number(value: usize) -> u32 {
 }
 
 /// The numbers of a block, if they are those that its row means.
-fn check(bytes: &[u8], row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
+pub(super) fn check(bytes: &[u8], row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
     let read: KvBlockBytes = decode(bytes).ok()?;
     let is_same = (read.key, read.start, read.tokens, read.dtype)
         == (row.key, row.start, row.tokens, row.dtype);
