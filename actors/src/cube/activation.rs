@@ -358,6 +358,9 @@ impl Running {
     pub(super) fn forget(&self, gone: &Gone) {
         let Some(inference) = self.inference.get() else { return };
         let CubeKey { tenant, cube } = &self.cube.key;
+        if !gone.blocks.is_empty() {
+            self.environment.reach("activation.invalidated", tenant.as_str());
+        }
         if !gone.forgotten.is_empty() {
             inference.cache().forget(tenant, cube, &gone.forgotten, &gone.blobs());
         }

@@ -368,7 +368,7 @@ impl Job {
         reuse: &Reuse,
         computed: Vec<usize>,
     ) -> Vec<(ChainBlock, Arc<KvBytes>)> {
-        let InferenceHandle { device, cache, .. } = &self.inference;
+        let InferenceHandle { device, cache, environment, .. } = &self.inference;
         if reuse.inexact_tokens > 0 || !self.request.is_cached {
             return Vec::new();
         }
@@ -406,7 +406,11 @@ impl Job {
             let Some(numbers) = numbers else { break };
             unstored.push((block.clone(), numbers));
         }
-        if cache.is_revoked(&self.lease) { Vec::new() } else { unstored }
+        if cache.is_revoked(&self.lease) {
+            environment.reach("inference.forgotten-meanwhile", "");
+            return Vec::new();
+        }
+        unstored
     }
 }
 

@@ -10,7 +10,7 @@ use memcube_schemas::{
 };
 
 use super::{
-    activation_cache::{CacheSettings, Forgotten, Prompt, Tier, chain::Chain},
+    activation_cache::{CacheSettings, Contents, Forgotten, Prompt, Tier, chain::Chain},
     scripted::{ScriptedCosts, ScriptedEngine},
     *,
 };
@@ -123,6 +123,30 @@ async fn what_is_not_on_the_device_comes_from_ram() {
     assert_eq!(finished.reuse.reused_tokens, BTreeMap::from([(Tier::Ram, 512)]));
     assert_eq!(world.inference.cache().bytes().0, 0);
     assert_eq!(world.engine.bytes_used(), 0, "nothing is left on the device");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_is_damaged_in_ram_is_computed_again() {
+    let settings = CacheSettings { device_bytes_max: 0, ..CacheSettings::default() };
+    let world = World::with(1 << 30, settings).await;
+    let ann = key("acme", "ann");
+    let (expected, finished) = world.reply(&ann, &tokens(1, 700)).await;
+    let cache = world.inference.cache();
+    let request = world.request(&ann, prompt(&tokens(1, 700)));
+    let mut lease = cache.lease(ann.clone());
+    assert!(cache.narrow(&mut lease, Contents::of_chain(&request.chain)));
+    let (block, good) = &finished.unstored[1];
+    let mut damaged = KvBytes::clone(good);
+    let mut bytes = damaged.layers[0].bytes.to_vec();
+    bytes[9] ^= 1;
+    damaged.layers[0].bytes = bytes.into();
+    cache.drop_damaged(&ann.tenant, block.key, Tier::Ram);
+    cache.admit(&lease, &request.chain, 1, Arc::new(damaged));
+    let (again, finished) = world.reply(&ann, &tokens(1, 700)).await;
+    assert_eq!(again, expected);
+    assert_eq!((finished.reuse.corrupt_blocks, finished.reuse.reused()), (1, 256));
+    let (_, healed) = world.reply(&ann, &tokens(1, 700)).await;
+    assert_eq!((healed.reuse.corrupt_blocks, healed.reuse.reused()), (0, 512));
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,7 +305,8 @@ async fn a_device_without_memory_lets_go_then_refuses() {
     let world = World::with(1_000 * TOKEN_BYTES, CacheSettings::default()).await;
     let (ann, bo) = (key("acme", "ann"), key("acme", "bo"));
     let (expected, _) = world.reply(&ann, &tokens(1, 600)).await;
-    assert!(world.inference.cache().bytes().0 > 0, "a session is parked");
+    let parked = world.inference.cache().bytes().0;
+    assert_eq!(parked, 600 * TOKEN_BYTES, "the prompt is parked, what was said is not");
     // There is room for one of them only.
     world.reply(&bo, &tokens(2, 600)).await;
     let (again, finished) = world.reply(&ann, &tokens(1, 600)).await;

@@ -418,7 +418,8 @@ async fn an_erased_cube_leaves_nothing_behind() {
     let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
     assert_eq!(cache.counts(), (0, 0));
     let blobs = chatting.world.cubes.blobs().expect("blobs").clone();
-    blobs.sweep(context().tenant(), 0).await.expect("swept");
+    let swept = blobs.sweep(context().tenant(), 0).await.expect("swept");
+    assert_eq!(swept.references, 0, "they went with the cube");
     assert_eq!(chatting.objects.names().await.len(), 0);
     let tenant = context();
     let ranges = keys::everything_of_cube(tenant.tenant(), cube.id());
@@ -602,6 +603,8 @@ async fn eight_bits_are_smaller_and_said_to_be_inexact() {
     assert!(finished.reuse.inexact_tokens > 0);
     assert_eq!(finished.reuse.inexact_tokens, finished.reuse.reused());
     assert!(finished.unstored.is_empty(), "what was computed after it is not kept");
+    let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
+    assert_eq!(cache.counts(), (0, 0), "neither on the device nor in RAM");
     assert_eq!(chatting.engine.wrong_blocks(), 0);
 }
 

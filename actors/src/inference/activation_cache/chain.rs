@@ -225,7 +225,7 @@ pub(crate) mod tests {
             let range = start..start + length;
             let memories = vec![(range.clone(), source)];
             let conversation = ConversationId::new("talk").expect("valid");
-            let turns = Some((start, conversation.clone()));
+            let turns = Some((start, conversation));
             let prompt = Prompt { tokens: vec![1; 900], seams: vec![], memories, turns };
             for block in Chain::of(prompt, &model(), &tenant("acme")).blocks {
                 let inside = range.clone().any(|position| block.span.contains(&position));

@@ -295,8 +295,8 @@ impl ActivationCache {
         let mut held = self.held();
         if let Some(found) = held.ram.get(&lease.key.tenant, &block.key) {
             // From now on it is this cube's as well.
-            let sources = Contents::of(&chain.blocks[..=at]);
-            found.owners.entry(lease.key.cube.clone()).or_insert(sources);
+            let sources = || Contents::of(&chain.blocks[..=at]);
+            found.owners.entry(lease.key.cube.clone()).or_insert_with(sources);
             return Some(Arc::clone(&found.block));
         }
         if self.shared.environment.plants(Defect::ForeignBlock) {
