@@ -5,6 +5,7 @@
 //! the commit that changes the memory, and what is in RAM goes before that is answered.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use memcube_schemas::{
     codec::encode,
     command::CubeEvent,
     keys,
-    limits::{CONTEXTS_PER_CUBE_MAX, KV_BLOCKS_PER_CUBE_MAX},
+    limits::{CONTEXTS_PER_CUBE_MAX, KV_BLOCKS_PER_CUBE_MAX, KV_BYTES_PER_CUBE_MAX},
     memory::MemoryItem,
 };
 use ractor::ActorRef;
@@ -235,8 +236,8 @@ impl Keeping {
             refused: offered - accepted.len(),
             context: record.is_some(),
         };
-        let room = KV_BLOCKS_PER_CUBE_MAX.saturating_sub(accepted.len());
-        let evicted = state.activation.oldest_beyond(room, &accepted);
+        let new: Vec<&KvBlock> = accepted.values().map(|stored| &stored.row).collect();
+        let evicted = state.activation.beyond(&new, KV_BLOCKS_PER_CUBE_MAX, KV_BYTES_PER_CUBE_MAX);
         let forgotten = record.as_ref().map(|record| state.activation.contexts_beyond(record));
         Self {
             kept,
@@ -278,30 +279,32 @@ fn is_current(state: &CubeState, source: &BlockSource) -> bool {
 }
 
 impl CubeActivation {
-    /// The blocks that have to go so that no more than `room` are left: the oldest ones, with all
-    /// that stand behind them. What new ones stand on stays.
-    fn oldest_beyond(
-        &self,
-        room: usize,
-        accepted: &BTreeMap<BlockKey, StoredBlock>,
-    ) -> Vec<KvBlock> {
-        let excess = self.blocks.len().saturating_sub(room);
-        if excess == 0 {
-            return Vec::new();
-        }
+    /// The blocks that have to go so that there is room for new ones: the oldest, with all that
+    /// stand behind them. What new ones stand on stays.
+    fn beyond(&self, new: &[&KvBlock], blocks_max: usize, bytes_max: u64) -> Vec<KvBlock> {
         let mut needed: BTreeSet<BlockKey> = BTreeSet::new();
-        for stored in accepted.values() {
-            let mut above = stored.row.parent;
+        for row in new {
+            let mut above = row.parent;
             while let Some(block) = above.filter(|key| needed.insert(*key)) {
                 above = self.blocks.get(&block).and_then(|block| block.parent);
             }
         }
+        let mut count = self.blocks.len() + new.len();
+        let mut bytes: u64 = self.blocks.values().chain(new.iter().copied()).map(|b| b.bytes).sum();
         let free = self.blocks.values().filter(|block| !needed.contains(&block.key));
         let mut oldest: Vec<&KvBlock> = free.collect();
-        oldest.sort_by_key(|block| (block.stored_at_ms, block.start, block.key));
-        let oldest: BTreeSet<BlockKey> =
-            oldest.iter().take(excess).map(|block| block.key).collect();
-        self.with_descendants(|block| oldest.contains(&block.key))
+        // Of one age, those that stand furthest behind go first.
+        oldest.sort_by_key(|block| (block.stored_at_ms, Reverse(block.start), block.key));
+        let mut gone = BTreeSet::new();
+        for block in oldest {
+            if count <= blocks_max && bytes <= bytes_max {
+                break;
+            }
+            count -= 1;
+            bytes -= block.bytes;
+            gone.insert(block.key);
+        }
+        self.with_descendants(|block| gone.contains(&block.key))
     }
 
     /// The conversations that were used least recently, as far as there are too many.
@@ -420,5 +423,91 @@ impl Running {
             activation.contexts.insert(record.conversation.clone(), record);
         }
         let _ = keeping.reply.send(Ok(keeping.kept));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memcube_schemas::{
+        ModelId,
+        activation::{KvDtype, ModelFingerprint},
+    };
+
+    use super::*;
+
+    fn block(key: u8, parent: Option<u8>, start: u32, stored_at_ms: i64) -> KvBlock {
+        KvBlock {
+            key: BlockKey([key; 32]),
+            parent: parent.map(|parent| BlockKey([parent; 32])),
+            start,
+            tokens: 1,
+            model: ModelFingerprint {
+                model: ModelId::new("m").expect("valid"),
+                tokenizer: [0; 32],
+                adapter: None,
+                rope: String::new(),
+                dtype: KvDtype::F32,
+                layout: String::new(),
+            },
+            dtype: KvDtype::F32,
+            bytes: 10,
+            checksums: Vec::new(),
+            sources: Vec::new(),
+            conversation: None,
+            blob: BlobId([key; 32]),
+            stored_at_ms,
+        }
+    }
+
+    #[test]
+    fn the_oldest_blocks_go_with_what_stands_behind_them() {
+        // 1 ← 2 ← 3, of which 3 is young; 4 ← 5; 6 alone.
+        let known = [
+            block(1, None, 0, 100),
+            block(2, Some(1), 1, 100),
+            block(3, Some(2), 2, 900),
+            block(4, None, 0, 200),
+            block(5, Some(4), 1, 200),
+            block(6, None, 0, 300),
+        ];
+        let mut activation = CubeActivation::default();
+        activation.blocks.extend(known.into_iter().map(|block| (block.key, block)));
+        let new = [block(7, None, 0, 999), block(8, Some(5), 2, 999), block(9, Some(3), 3, 999)];
+        let table: [(&[usize], usize, u64, &[u8]); 8] = [
+            (&[0], 7, 1_000, &[]),
+            (&[0], 6, 1_000, &[2, 3]),
+            (&[0], 5, 1_000, &[1, 2, 3]),
+            (&[0], 3, 1_000, &[1, 2, 3, 4, 5]),
+            (&[0], 100, 69, &[2, 3]),
+            // What a new one stands on stays, whatever its age.
+            (&[1], 2, 1_000, &[1, 2, 3, 6]),
+            (&[2], 5, 1_000, &[4, 5]),
+            (&[1, 2], 1, 1_000, &[6]),
+        ];
+        for (number, (chosen, blocks_max, bytes_max, gone)) in table.into_iter().enumerate() {
+            let chosen: Vec<&KvBlock> = chosen.iter().map(|at| &new[*at]).collect();
+            let found = activation.beyond(&chosen, blocks_max, bytes_max);
+            let found: Vec<u8> = found.iter().map(|block| block.key.0[0]).collect();
+            assert_eq!(found, gone, "row {number}");
+        }
+    }
+
+    #[test]
+    fn the_conversations_that_were_used_least_recently_go() {
+        let record = |number: usize| ContextRecord {
+            conversation: ConversationId::new(format!("talk {number}")).expect("valid"),
+            model: ModelId::new("m").expect("valid"),
+            segments: Vec::new(),
+            sealed: 0,
+            turn: 0,
+            tokens: 0,
+            used_at_ms: 1_000 - i64::try_from(number).expect("small"),
+        };
+        let mut activation = CubeActivation::default();
+        let records = (0..CONTEXTS_PER_CUBE_MAX).map(record);
+        activation.contexts.extend(records.map(|record| (record.conversation.clone(), record)));
+        assert_eq!(activation.contexts_beyond(&record(5)), []);
+        let oldest = record(CONTEXTS_PER_CUBE_MAX - 1).conversation;
+        assert_eq!(activation.contexts_beyond(&record(999)), [oldest]);
     }
 }

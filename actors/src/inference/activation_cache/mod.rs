@@ -5,6 +5,7 @@
 //! block of RAM afterwards, and what is being computed with it is never kept.
 
 pub mod chain;
+mod contents;
 pub(crate) mod estimate;
 mod lru;
 mod quantise;
@@ -13,17 +14,18 @@ pub(crate) mod stored;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use memcube_schemas::{
-    BlobId, BlockKey, ConversationId, CubeId, MemoryId, TenantId,
+    BlobId, BlockKey, CubeId, TenantId,
     activation::KvBlock,
     limits::{KV_DEVICE_BYTES_DEFAULT, KV_RAM_BYTES_DEFAULT},
 };
 
+pub(crate) use self::contents::{Contents, Sources};
 use self::{
     chain::Chain,
     estimate::{Decision, Estimates},
@@ -32,6 +34,7 @@ use self::{
 };
 pub use self::{
     chain::{ChainBlock, Prompt},
+    contents::Forgotten,
     estimate::Tier,
     quantise::QuantisationError,
     stored::StoredBlock,
@@ -71,52 +74,6 @@ impl Default for CacheSettings {
         }
     }
 }
-
-/// What is forgotten of a cube.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Forgotten {
-    /// Memories that were changed or deleted.
-    pub memories: BTreeSet<MemoryId>,
-    /// Conversations something of which was deleted.
-    pub conversations: BTreeSet<ConversationId>,
-}
-
-impl Forgotten {
-    /// Whether there is nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.memories.is_empty() && self.conversations.is_empty()
-    }
-
-    fn touches(&self, contents: &Contents) -> bool {
-        let Contents { memories, conversation } = contents;
-        let is_said = |conversation| self.conversations.contains(conversation);
-        !memories.is_disjoint(&self.memories) || conversation.as_ref().is_some_and(is_said)
-    }
-}
-
-/// What something contains or was computed after.
-#[derive(Debug, Default)]
-pub(crate) struct Contents {
-    memories: BTreeSet<MemoryId>,
-    conversation: Option<ConversationId>,
-}
-
-impl Contents {
-    /// Those of a prompt's first blocks.
-    fn of(blocks: &[ChainBlock]) -> Sources {
-        let memories = blocks.iter().flat_map(|block| &block.sources).map(|source| source.id);
-        let conversation = blocks.last().and_then(|block| block.conversation.clone());
-        Arc::new(Self { memories: memories.collect(), conversation })
-    }
-
-    /// Those of a whole prompt.
-    pub(crate) fn of_chain(chain: &Chain) -> Sources {
-        Self::of(&chain.blocks)
-    }
-}
-
-pub(crate) type Sources = Arc<Contents>;
 
 /// A block in RAM, and the cubes that have computed or used it.
 struct RamBlock {
