@@ -4,7 +4,7 @@
 //! A block is named by everything that its bytes depend on, so that a block of another model, span,
 //! text or tenant is never found by mistake. Its row names the memories whose text it contains:
 //! deleting or changing one of them clears the row, and those of all blocks behind it, in the same
-//! transaction.
+//! transaction. So does deleting a memory of what was said in its conversation.
 
 use std::{fmt, str::FromStr};
 
@@ -115,6 +115,8 @@ pub struct KvBlock {
     pub checksums: Vec<u32>,
     /// The memories whose text it contains. What stands before it is in the rows of its ancestors.
     pub sources: Vec<BlockSource>,
+    /// The conversation whose turns it contains, or stands behind.
+    pub conversation: Option<ConversationId>,
     /// Where its numbers lie.
     pub blob: BlobId,
     /// When it was stored: Unix milliseconds.

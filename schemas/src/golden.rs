@@ -171,16 +171,6 @@ fn what_was_once_written_stays_readable() {
         address: "10.0.0.1:7710".to_owned(),
     });
     check(&feed_record());
-    check(&kv_block());
-    check(&KvBlockBytes {
-        key: BlockKey([2; 32]),
-        start: 256,
-        tokens: 71,
-        dtype: KvDtype::F16,
-        checksums: vec![0x0102_0304],
-        layers: vec![vec![1, 2, 3, 4]],
-    });
-    check(&context_record());
     check(&backup_manifest());
     check(&BackupPart { number: 2, contents: PartContents::Rows(backup_rows()) });
     check(&frame(PeerBody::Call(PeerCall::Cube {
@@ -193,6 +183,20 @@ fn what_was_once_written_stays_readable() {
         })),
         insist: false,
     })));
+}
+
+#[test]
+fn what_was_once_written_of_activation_memory_stays_readable() {
+    check(&kv_block());
+    check(&KvBlockBytes {
+        key: BlockKey([2; 32]),
+        start: 256,
+        tokens: 71,
+        dtype: KvDtype::F16,
+        checksums: vec![0x0102_0304],
+        layers: vec![vec![1, 2, 3, 4]],
+    });
+    check(&context_record());
 }
 
 #[test]
@@ -231,6 +235,7 @@ fn kv_block() -> KvBlock {
         bytes: 1_635_840,
         checksums: vec![0x0102_0304, 0x0506_0708],
         sources: vec![BlockSource { id: MemoryId::from_parts(1, 1), revision: 3 }],
+        conversation: Some(ConversationId::new("session 1").expect("valid")),
         blob: BlobId([7; 32]),
         stored_at_ms: 1_700_000_000_005,
     }

@@ -225,9 +225,11 @@ pub const REPLY_PIECES_MAX: usize = 64;
 pub const REPLY_TOKENS_DEFAULT: usize = 512;
 /// Milliseconds that a request for a reply may take when the caller names no number.
 pub const REPLY_MS_DEFAULT: u64 = 120_000;
-/// Blocks of keys and values that one cube keeps: a quarter of a million tokens, and few enough that
-/// one commit can clear them all.
+/// Blocks of keys and values that one cube keeps: a quarter of a million tokens, and few enough
+/// that one commit can clear them all.
 pub const KV_BLOCKS_PER_CUBE_MAX: usize = 1_024;
+/// Bytes of the blocks of keys and values that one cube keeps in the object store.
+pub const KV_BYTES_PER_CUBE_MAX: u64 = 1 << 30;
 /// Blocks that one commit takes in.
 pub const KV_BLOCKS_PER_COMMIT_MAX: usize = 64;
 /// Bytes of keys and values in RAM, of all tenants together.

@@ -5,6 +5,7 @@
 //! the commit that changes the memory, and what is in RAM goes before that is answered.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use memcube_schemas::{
     codec::encode,
     command::CubeEvent,
     keys,
-    limits::{CONTEXTS_PER_CUBE_MAX, KV_BLOCKS_PER_CUBE_MAX},
+    limits::{CONTEXTS_PER_CUBE_MAX, KV_BLOCKS_PER_CUBE_MAX, KV_BYTES_PER_CUBE_MAX},
     memory::MemoryItem,
 };
 use ractor::ActorRef;
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     defects::Defect,
     error::Result,
-    inference::activation_cache::StoredBlock,
+    inference::activation_cache::{Forgotten, StoredBlock},
     storage::{Check, Mutation, blobs::release},
 };
 
@@ -59,10 +60,9 @@ pub(crate) struct CubeActivation {
 /// What a change of memories takes along.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Gone {
-    /// The memories that change.
-    pub(crate) memories: BTreeSet<MemoryId>,
+    pub(crate) forgotten: Forgotten,
     blocks: Vec<KvBlock>,
-    /// Contexts as they are without them.
+    /// Contexts as they are without the memories.
     contexts: Vec<ContextRecord>,
 }
 
@@ -74,24 +74,32 @@ impl Gone {
     /// What the commit that changes the memories writes as well.
     pub(super) fn mutations(&self, key: &CubeKey) -> Vec<Mutation> {
         let blocks = self.blocks.iter().flat_map(|block| clear_block(key, block));
-        blocks.chain(self.contexts.iter().map(|record| set_context(key, record))).collect()
+        let CubeKey { tenant, cube } = key;
+        let conversations = self.forgotten.conversations.iter();
+        let cleared = conversations
+            .map(|conversation| Mutation::Clear { key: keys::context(tenant, cube, conversation) });
+        let changed = self.contexts.iter().map(|record| set_context(key, record));
+        blocks.chain(cleared).chain(changed).collect()
     }
 }
 
 impl CubeActivation {
-    /// What contains one of these memories, or was computed after one.
-    pub(crate) fn touched_by(&self, memories: BTreeSet<MemoryId>) -> Gone {
-        let is_direct =
-            |block: &KvBlock| block.sources.iter().any(|source| memories.contains(&source.id));
+    /// What contains something of this, or was computed after it.
+    pub(crate) fn touched_by(&self, forgotten: Forgotten) -> Gone {
+        let Forgotten { memories, conversations } = &forgotten;
+        let is_direct = |block: &KvBlock| {
+            block.sources.iter().any(|source| memories.contains(&source.id))
+                || block.conversation.as_ref().is_some_and(|said| conversations.contains(said))
+        };
         let blocks = self.with_descendants(is_direct);
         let mut contexts = Vec::new();
         for record in self.contexts.values() {
             let mut without = record.clone();
-            if take_out(&mut without, &memories) {
+            if !conversations.contains(&record.conversation) && take_out(&mut without, memories) {
                 contexts.push(without);
             }
         }
-        Gone { memories, blocks, contexts }
+        Gone { forgotten, blocks, contexts }
     }
 
     /// Blocks of a kind, and all that stand behind them.
@@ -113,6 +121,9 @@ impl CubeActivation {
         for block in gone.blocks {
             self.blocks.remove(&block.key);
         }
+        for conversation in &gone.forgotten.conversations {
+            self.contexts.remove(conversation);
+        }
         for record in gone.contexts {
             self.contexts.insert(record.conversation.clone(), record);
         }
@@ -131,18 +142,21 @@ impl CubeActivation {
     }
 }
 
-/// The memories that events change or take away.
-pub(super) fn changed_memories<'a>(
-    events: impl Iterator<Item = &'a CubeEvent>,
-) -> BTreeSet<MemoryId> {
-    events
-        .filter_map(|event| match event {
-            CubeEvent::MemoryUpdated { former, .. } => Some(former.id),
-            CubeEvent::MemoryDeleted { former, .. } => Some(former.id),
-            // What is said again stays what it is.
-            CubeEvent::MemoryAdded { .. } | CubeEvent::MemoryRepeated { .. } => None,
-        })
-        .collect()
+/// What events change or take away. What is said again stays what it is; a memory that is deleted
+/// may stand in its conversation in other words, which therefore goes as well.
+fn forgotten_by<'a>(events: impl Iterator<Item = &'a CubeEvent>) -> Forgotten {
+    let mut forgotten = Forgotten::default();
+    for event in events {
+        match event {
+            CubeEvent::MemoryUpdated { former, .. } => drop(forgotten.memories.insert(former.id)),
+            CubeEvent::MemoryDeleted { former, .. } => {
+                forgotten.memories.insert(former.id);
+                forgotten.conversations.extend(former.conversation.clone());
+            }
+            CubeEvent::MemoryAdded { .. } | CubeEvent::MemoryRepeated { .. } => {}
+        }
+    }
+    forgotten
 }
 
 fn clear_block(key: &CubeKey, block: &KvBlock) -> [Mutation; 2] {
@@ -222,8 +236,8 @@ impl Keeping {
             refused: offered - accepted.len(),
             context: record.is_some(),
         };
-        let room = KV_BLOCKS_PER_CUBE_MAX.saturating_sub(accepted.len());
-        let evicted = state.activation.oldest_beyond(room, &accepted);
+        let new: Vec<&KvBlock> = accepted.values().map(|stored| &stored.row).collect();
+        let evicted = state.activation.beyond(&new, KV_BLOCKS_PER_CUBE_MAX, KV_BYTES_PER_CUBE_MAX);
         let forgotten = record.as_ref().map(|record| state.activation.contexts_beyond(record));
         Self {
             kept,
@@ -265,30 +279,32 @@ fn is_current(state: &CubeState, source: &BlockSource) -> bool {
 }
 
 impl CubeActivation {
-    /// The blocks that have to go so that no more than `room` are left: the oldest ones, with all
-    /// that stand behind them. What new ones stand on stays.
-    fn oldest_beyond(
-        &self,
-        room: usize,
-        accepted: &BTreeMap<BlockKey, StoredBlock>,
-    ) -> Vec<KvBlock> {
-        let excess = self.blocks.len().saturating_sub(room);
-        if excess == 0 {
-            return Vec::new();
-        }
+    /// The blocks that have to go so that there is room for new ones: the oldest, with all that
+    /// stand behind them. What new ones stand on stays.
+    fn beyond(&self, new: &[&KvBlock], blocks_max: usize, bytes_max: u64) -> Vec<KvBlock> {
         let mut needed: BTreeSet<BlockKey> = BTreeSet::new();
-        for stored in accepted.values() {
-            let mut above = stored.row.parent;
+        for row in new {
+            let mut above = row.parent;
             while let Some(block) = above.filter(|key| needed.insert(*key)) {
                 above = self.blocks.get(&block).and_then(|block| block.parent);
             }
         }
+        let mut count = self.blocks.len() + new.len();
+        let mut bytes: u64 = self.blocks.values().chain(new.iter().copied()).map(|b| b.bytes).sum();
         let free = self.blocks.values().filter(|block| !needed.contains(&block.key));
         let mut oldest: Vec<&KvBlock> = free.collect();
-        oldest.sort_by_key(|block| (block.stored_at_ms, block.start, block.key));
-        let oldest: BTreeSet<BlockKey> =
-            oldest.iter().take(excess).map(|block| block.key).collect();
-        self.with_descendants(|block| oldest.contains(&block.key))
+        // Of one age, those that stand furthest behind go first.
+        oldest.sort_by_key(|block| (block.stored_at_ms, Reverse(block.start), block.key));
+        let mut gone = BTreeSet::new();
+        for block in oldest {
+            if count <= blocks_max && bytes <= bytes_max {
+                break;
+            }
+            count -= 1;
+            bytes -= block.bytes;
+            gone.insert(block.key);
+        }
+        self.with_descendants(|block| gone.contains(&block.key))
     }
 
     /// The conversations that were used least recently, as far as there are too many.
@@ -332,21 +348,24 @@ impl CubeState {
 impl Running {
     /// What changes of a batch take along.
     pub(super) fn touched<'a>(&mut self, events: impl Iterator<Item = &'a CubeEvent>) -> Gone {
-        let memories = changed_memories(events);
+        let forgotten = forgotten_by(events);
         if self.environment.plants(Defect::DeletedInContext) {
-            self.cube.haunt(&memories);
+            self.cube.haunt(&forgotten.memories);
             return Gone::default();
         }
-        self.cube.activation.touched_by(memories)
+        self.cube.activation.touched_by(forgotten)
     }
 
-    /// Takes out of RAM and off the device whatever contains these memories. Comes before the answer
-    /// to the change, and also where nobody knows what became of it.
+    /// Takes out of RAM and off the device whatever contains these memories. Comes before the
+    /// answer to the change, and also where nobody knows what became of it.
     pub(super) fn forget(&self, gone: &Gone) {
         let Some(inference) = self.inference.get() else { return };
         let CubeKey { tenant, cube } = &self.cube.key;
-        if !gone.memories.is_empty() {
-            inference.cache().forget(tenant, cube, &gone.memories, &gone.blobs());
+        if !gone.blocks.is_empty() {
+            self.environment.reach("activation.invalidated", tenant.as_str());
+        }
+        if !gone.forgotten.is_empty() {
+            inference.cache().forget(tenant, cube, &gone.forgotten, &gone.blobs());
         }
     }
 
@@ -404,5 +423,91 @@ impl Running {
             activation.contexts.insert(record.conversation.clone(), record);
         }
         let _ = keeping.reply.send(Ok(keeping.kept));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memcube_schemas::{
+        ModelId,
+        activation::{KvDtype, ModelFingerprint},
+    };
+
+    use super::*;
+
+    fn block(key: u8, parent: Option<u8>, start: u32, stored_at_ms: i64) -> KvBlock {
+        KvBlock {
+            key: BlockKey([key; 32]),
+            parent: parent.map(|parent| BlockKey([parent; 32])),
+            start,
+            tokens: 1,
+            model: ModelFingerprint {
+                model: ModelId::new("m").expect("valid"),
+                tokenizer: [0; 32],
+                adapter: None,
+                rope: String::new(),
+                dtype: KvDtype::F32,
+                layout: String::new(),
+            },
+            dtype: KvDtype::F32,
+            bytes: 10,
+            checksums: Vec::new(),
+            sources: Vec::new(),
+            conversation: None,
+            blob: BlobId([key; 32]),
+            stored_at_ms,
+        }
+    }
+
+    #[test]
+    fn the_oldest_blocks_go_with_what_stands_behind_them() {
+        // 1 ← 2 ← 3, of which 3 is young; 4 ← 5; 6 alone.
+        let known = [
+            block(1, None, 0, 100),
+            block(2, Some(1), 1, 100),
+            block(3, Some(2), 2, 900),
+            block(4, None, 0, 200),
+            block(5, Some(4), 1, 200),
+            block(6, None, 0, 300),
+        ];
+        let mut activation = CubeActivation::default();
+        activation.blocks.extend(known.into_iter().map(|block| (block.key, block)));
+        let new = [block(7, None, 0, 999), block(8, Some(5), 2, 999), block(9, Some(3), 3, 999)];
+        let table: [(&[usize], usize, u64, &[u8]); 8] = [
+            (&[0], 7, 1_000, &[]),
+            (&[0], 6, 1_000, &[2, 3]),
+            (&[0], 5, 1_000, &[1, 2, 3]),
+            (&[0], 3, 1_000, &[1, 2, 3, 4, 5]),
+            (&[0], 100, 69, &[2, 3]),
+            // What a new one stands on stays, whatever its age.
+            (&[1], 2, 1_000, &[1, 2, 3, 6]),
+            (&[2], 5, 1_000, &[4, 5]),
+            (&[1, 2], 1, 1_000, &[6]),
+        ];
+        for (number, (chosen, blocks_max, bytes_max, gone)) in table.into_iter().enumerate() {
+            let chosen: Vec<&KvBlock> = chosen.iter().map(|at| &new[*at]).collect();
+            let found = activation.beyond(&chosen, blocks_max, bytes_max);
+            let found: Vec<u8> = found.iter().map(|block| block.key.0[0]).collect();
+            assert_eq!(found, gone, "row {number}");
+        }
+    }
+
+    #[test]
+    fn the_conversations_that_were_used_least_recently_go() {
+        let record = |number: usize| ContextRecord {
+            conversation: ConversationId::new(format!("talk {number}")).expect("valid"),
+            model: ModelId::new("m").expect("valid"),
+            segments: Vec::new(),
+            sealed: 0,
+            turn: 0,
+            tokens: 0,
+            used_at_ms: 1_000 - i64::try_from(number).expect("small"),
+        };
+        let mut activation = CubeActivation::default();
+        let records = (0..CONTEXTS_PER_CUBE_MAX).map(record);
+        activation.contexts.extend(records.map(|record| (record.conversation.clone(), record)));
+        assert_eq!(activation.contexts_beyond(&record(5)), []);
+        let oldest = record(CONTEXTS_PER_CUBE_MAX - 1).conversation;
+        assert_eq!(activation.contexts_beyond(&record(999)), [oldest]);
     }
 }

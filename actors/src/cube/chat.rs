@@ -213,6 +213,9 @@ impl CubeHandle {
     /// in the prompt keep changing.
     pub async fn chat(&self, request: ChatRequest) -> Result<ChatStream> {
         let inference = self.model()?;
+        if request.tokens_max == 0 {
+            return Err(Error::invalid("a reply has at least one token"));
+        }
         let mut last = None;
         for _ in 0..TRIES_MAX {
             let made = self.make_prompt(&inference, &request).await?;
@@ -250,8 +253,8 @@ impl CubeHandle {
     }
 
     /// Computes ahead what the next turn of a conversation will begin with: what was said, and
-    /// memories that it will need. Lays the context out anew where that is due. Whoever waits for an
-    /// answer goes first.
+    /// memories that it will need. Lays the context out anew where that is due. Whoever waits for
+    /// an answer goes first.
     ///
     /// # Errors
     /// As `chat`; `Unavailable` when another node owns the cube.

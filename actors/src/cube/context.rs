@@ -2,8 +2,8 @@
 //! Pure.
 //!
 //! Invariant: a context only grows at its end, so that what was computed for it is an exact prefix
-//! of the next prompt. It is laid out anew only where something in it is gone: a memory, a turn that
-//! the caller no longer sends, or room in the window.
+//! of the next prompt. It is laid out anew only where something in it is gone: a memory, a turn
+//! that the caller no longer sends, or room in the window.
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
@@ -431,7 +431,9 @@ fn finish(
         let new = usize::from(wanted.message.is_some());
         plan.sealed = plan.parts.len().saturating_sub(new);
     }
-    let prompt = join(&laid, plan.sealed, &opening);
+    let mut prompt = join(&laid, plan.sealed, &opening);
+    let turns = plan.parts.iter().position(|part| matches!(part, Part::Turn(_)));
+    prompt.turns = turns.map(|first| (count(&laid[..first]), conversation.clone()));
     let memories = plan.placed().map(|placed| UsedMemory {
         source: source(&placed.item),
         was_preloaded: placed.was_preloaded,

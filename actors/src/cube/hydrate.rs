@@ -7,6 +7,7 @@ use std::{
 
 use memcube_schemas::{
     Epoch, MemoryId, ModelId, Version,
+    activation::{ContextRecord, KvBlock},
     codec::{decode, encode},
     cube::{CubeManifest, Ownership, RequestRecord},
     keys,
@@ -325,14 +326,27 @@ impl Hydrator {
     /// Reads the contexts and blocks of a cube.
     pub(super) async fn read_activation(&self, key: &CubeKey) -> Result<CubeActivation> {
         let CubeKey { tenant, cube } = key;
-        let mut activation = CubeActivation::default();
-        for entry in self.read_all(keys::kv_blocks(tenant, cube)).await? {
-            let block: memcube_schemas::activation::KvBlock = decode(&entry.value)?;
-            activation.blocks.insert(block.key, block);
+        let ranges = [keys::kv_blocks(tenant, cube), keys::contexts(tenant, cube)];
+        let pages = ranges.clone().map(|range| RangeRead::page(range, PAGE_ENTRIES)).into();
+        let pages = self.store.read(pages).await?.pages;
+        let mut entries = Vec::new();
+        for (page, range) in pages.into_iter().zip(ranges) {
+            let rest = page.entries.last().filter(|_| page.more).map(|last| last.key.clone());
+            entries.extend(page.entries);
+            if let Some(last) = rest {
+                entries.extend(self.read_all(range.after(&last)).await?);
+            }
         }
-        for entry in self.read_all(keys::contexts(tenant, cube)).await? {
-            let record: memcube_schemas::activation::ContextRecord = decode(&entry.value)?;
-            activation.contexts.insert(record.conversation.clone(), record);
+        let mut activation = CubeActivation::default();
+        let blocks = keys::kv_blocks(tenant, cube);
+        for entry in entries {
+            if blocks.contains(&entry.key) {
+                let block: KvBlock = decode(&entry.value)?;
+                activation.blocks.insert(block.key, block);
+            } else {
+                let record: ContextRecord = decode(&entry.value)?;
+                activation.contexts.insert(record.conversation.clone(), record);
+            }
         }
         Ok(activation)
     }

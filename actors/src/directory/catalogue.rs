@@ -192,6 +192,9 @@ impl Cubes {
     /// rows.
     pub(crate) async fn erase_unread(&self, key: &CubeKey) -> Result<()> {
         self.shared.hydrator.erase(key).await.map_err(outward)?;
+        if let Some(inference) = self.inference() {
+            inference.cache().forget_cube(&key.tenant, &key.cube, &[]);
+        }
         // It was in quarantine, or came out of it meanwhile; either way it is gone.
         let _ = self.shared.host.release(key.clone()).await;
         Ok(())

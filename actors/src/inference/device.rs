@@ -9,6 +9,7 @@
 use std::{
     collections::VecDeque,
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -347,7 +348,9 @@ impl Queues {
         let (environment, myself) = (self.environment.clone(), myself.clone());
         self.environment.spawn(async move {
             let start = environment.monotonic_us();
-            if let Some((owed_us, deliver)) = environment.compute(work).await {
+            // What panics must not take the actor along, wherever it runs.
+            let work = move || catch_unwind(AssertUnwindSafe(work)).ok();
+            if let Some((owed_us, deliver)) = environment.compute(work).await.flatten() {
                 let owed = tokio::time::sleep(Duration::from_micros(owed_us));
                 match cancel {
                     Some(cancel) if owed_us > 0 => tokio::select! {
@@ -397,4 +400,30 @@ fn run_steps(engine: &dyn Engine, mut batch: Vec<Step>) -> Ran {
 
 fn late() -> Error {
     Error::overloaded("the device's queue", 1_000).with_note("the request's deadline has passed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ErrorKind,
+        inference::scripted::{ScriptedCosts, ScriptedEngine},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_of_the_engine_fails_its_caller_only() {
+        let engine = Arc::new(ScriptedEngine::new(100, 1 << 20, ScriptedCosts::default()));
+        let device = DeviceHandle::spawn(engine, Environment::scripted(1)).await.expect("started");
+        let until = || Until {
+            urgency: Urgency::Foreground,
+            deadline_us: u64::MAX,
+            cancel: Cancel::default(),
+        };
+        let panicking = |_: &dyn Engine| -> ((), u64) { panic!("injected") };
+        let failed = device.run(until(), panicking).await.expect_err("it panicked");
+        assert_eq!(failed.kind(), ErrorKind::Unavailable);
+        let opened = device.run(until(), |engine| (engine.open().is_ok(), 0)).await;
+        assert_eq!(opened, Ok(true));
+        assert_eq!(device.queue().depth, 0);
+    }
 }

@@ -13,8 +13,8 @@
 //! - Two sessions that were filled by the same tokens, cut at the same places, hold equal bits and
 //!   give equal logits.
 //! - A session into which [`Session::import`] brought what another one gave through
-//!   [`Session::export`] is the same as that other one, bit for bit, provided that the exported span
-//!   begins and ends where prefills were cut.
+//!   [`Session::export`] is the same as that other one, bit for bit, provided that the exported
+//!   span begins and ends where prefills were cut.
 //! - Where the cuts differ, results differ by rounding only. The same holds for tokens that came
 //!   through [`Session::step`], whose kernels may be others than those of prefill.
 //!
@@ -151,7 +151,8 @@ impl fmt::Debug for Cancel {
 pub struct Sampling {
     /// 0 takes the most likely token; larger values make others likelier.
     pub temperature: f32,
-    /// Only the likeliest tokens whose probabilities make up this share are considered; 1 means all.
+    /// Only the likeliest tokens that together make up this share of the probability are
+    /// considered; 1 means all.
     pub top_p: f32,
 }
 
@@ -269,8 +270,8 @@ pub trait Session: Send {
     /// Bytes that it takes on the device.
     fn bytes(&self) -> u64;
 
-    /// Takes in tokens, at most [`BLOCK_TOKENS`] at a time, and keeps what [`Session::sample`] needs
-    /// of the last one. No logits are computed here.
+    /// Takes in tokens, at most [`BLOCK_TOKENS`] at a time, and keeps what [`Session::sample`]
+    /// needs of the last one. No logits are computed here.
     ///
     /// # Errors
     /// `Cancelled` and `OutOfMemory` leave the session as it was; `ContextTooLong` as well;
@@ -283,8 +284,8 @@ pub trait Session: Send {
     /// As `prefill`.
     fn step(&mut self, token: Token) -> EngineResult<()>;
 
-    /// Chooses a token to follow the last one, which came through `prefill` or `step` since the last
-    /// `import` or `truncate`. Equal logits and equal arguments give equal tokens.
+    /// Chooses a token to follow the last one, which came through `prefill` or `step` since the
+    /// last `import` or `truncate`. Equal logits and equal arguments give equal tokens.
     ///
     /// # Errors
     /// `NotFinite` when a logit is; `Failed` when nothing came before.
@@ -299,8 +300,8 @@ pub trait Session: Send {
     /// `Unsuitable` when the span is not inside, `OutOfMemory`, `Failed`.
     fn export(&self, span: Range<usize>) -> EngineResult<KvBytes>;
 
-    /// Appends keys and values that another session of an engine with the same fingerprint exported.
-    /// The caller has verified the checksums. They have to begin where this session ends.
+    /// Appends keys and values that another session of an engine with the same fingerprint
+    /// exported. The caller has verified the checksums. They have to begin where this session ends.
     ///
     /// # Errors
     /// `Unsuitable` when position, dtype or sizes do not fit, `OutOfMemory`, `ContextTooLong`; each

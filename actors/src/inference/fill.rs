@@ -208,6 +208,7 @@ impl Filling<'_> {
             }
             Some(Err(error)) => Err(error.into()),
             None => {
+                self.environment.reach("inference.damaged-in-ram", "");
                 let key = self.chain.blocks[at].key;
                 self.cache.drop_damaged(&self.lease.key.tenant, key, tier);
                 filled.reuse.corrupt_blocks += 1;

@@ -1,25 +1,22 @@
-//! Replies: a prompt goes into a session, tokens come out one after the other, and what was computed
-//! is kept for the next turn.
+//! Replies: a prompt goes into a session, tokens come out one after the other, and what was
+//! computed is kept for the next turn.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use memcube_schemas::{
-    BlockKey,
-    activation::KvBlock,
-    limits::{INFERENCE_REQUESTS_MAX, KV_DISK_BYTES_DEFAULT, REPLY_PIECES_MAX},
-};
+use memcube_schemas::limits::{INFERENCE_REQUESTS_MAX, KV_DISK_BYTES_DEFAULT, REPLY_PIECES_MAX};
 use object_store::ObjectStore;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     activation_cache::{
-        ActivationCache, CacheSettings, ChainBlock, Lease, Tier, chain::Chain, stored::ColdTiers,
+        ActivationCache, CacheSettings, ChainBlock, Contents, Lease, Tier, stored::ColdTiers,
     },
     device::{DeviceHandle, Until, Urgency},
     engine::{Cancel, Engine, EngineError, EngineFacts, KvBytes, Sampling, Session, Token},
     fill::{Filled, Filling, Reuse, Trouble},
     reply::ReplyText,
+    request::{FinishReason, Finished, GenerateRequest, ReplyEvent, ReplyStream, Timings},
 };
 use crate::{
     cube::seconds,
@@ -54,102 +51,6 @@ impl InferenceParts {
     pub fn with_disk(mut self, disk: Arc<dyn ObjectStore>) -> Self {
         self.disk = Some((disk, KV_DISK_BYTES_DEFAULT));
         self
-    }
-}
-
-/// What is asked of a model.
-#[derive(Debug, Clone)]
-pub struct GenerateRequest {
-    /// What it reads.
-    pub chain: Arc<Chain>,
-    /// Rows of blocks in cold tiers, as far as the cube has any of this chain.
-    pub stored: BTreeMap<BlockKey, KvBlock>,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// Where the random numbers of the choice begin.
-    pub seed: u64,
-    /// Tokens that it says at the most.
-    pub tokens_max: usize,
-    /// Texts before which it ends.
-    pub stops: Vec<String>,
-    /// Milliseconds that all of it may take.
-    pub ms_max: u64,
-    /// Whether what is cached is used, and what is computed is kept. Not for a cube of another
-    /// node: this one would not hear when a memory of it is forgotten.
-    pub is_cached: bool,
-}
-
-/// Why a reply ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model had said what it wanted, or a stop word came.
-    Stop,
-    /// It reached its number of tokens, or the window was full.
-    Length,
-    /// Its time was up.
-    Deadline,
-    /// Nothing was asked for: a preload.
-    Preloaded,
-}
-
-/// What a request took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Timings {
-    /// Microseconds until the first token.
-    pub first_token_us: u64,
-    /// Microseconds for all of it.
-    pub total_us: u64,
-    /// Tokens of the reply.
-    pub reply_tokens: usize,
-}
-
-/// How a request ended.
-#[derive(Debug, Clone)]
-pub struct Finished {
-    /// Why.
-    pub reason: FinishReason,
-    /// Where the prompt's tokens came from.
-    pub reuse: Reuse,
-    /// What it took.
-    pub timings: Timings,
-    /// Blocks of the prompt that no cold tier has yet, in order, as far as they may be kept.
-    pub unstored: Vec<(ChainBlock, Arc<KvBytes>)>,
-}
-
-/// A part of a reply.
-#[derive(Debug, Clone)]
-pub enum ReplyEvent {
-    /// More text.
-    Text(String),
-    /// The end.
-    Finished(Box<Finished>),
-}
-
-/// A reply as it comes. Whoever drops it stops the model.
-#[derive(Debug)]
-pub struct ReplyStream {
-    events: mpsc::Receiver<Result<ReplyEvent>>,
-}
-
-impl ReplyStream {
-    /// What comes next; `None` after the end or an error.
-    pub async fn next(&mut self) -> Option<Result<ReplyEvent>> {
-        self.events.recv().await
-    }
-
-    /// The whole reply.
-    ///
-    /// # Errors
-    /// What went wrong on the way.
-    pub async fn collect(mut self) -> Result<(String, Finished)> {
-        let mut text = String::new();
-        while let Some(event) = self.next().await {
-            match event? {
-                ReplyEvent::Text(more) => text.push_str(&more),
-                ReplyEvent::Finished(finished) => return Ok((text, *finished)),
-            }
-        }
-        Err(Error::unavailable("the language model has ended; restart memcube"))
     }
 }
 
@@ -241,6 +142,7 @@ impl InferenceHandle {
     pub(crate) fn reply(&self, lease: Lease, request: GenerateRequest) -> Result<ReplyStream> {
         let job = self.job(lease, request, Urgency::Foreground)?;
         let (sender, events) = mpsc::channel(REPLY_PIECES_MAX);
+        let ms_max = job.request.ms_max.saturating_add(READER_MS_MAX);
         self.environment.spawn(async move {
             let listener = sender.clone();
             let replying: BoxFuture<'_, ()> = Box::pin(job.reply(sender));
@@ -251,9 +153,12 @@ impl InferenceHandle {
                     metrics::counter!(names::REPLIES_TOTAL, "outcome" => "cancelled").increment(1);
                 }
                 () = replying => {}
+                () = tokio::time::sleep(Duration::from_millis(ms_max)) => {
+                    metrics::counter!(names::REPLIES_TOTAL, "outcome" => "unread").increment(1);
+                }
             }
         });
-        Ok(ReplyStream { events })
+        Ok(ReplyStream::new(events))
     }
 
     /// Computes a prompt ahead, without a reply. Whoever waits for an answer goes first.
@@ -275,15 +180,16 @@ impl InferenceHandle {
         let start_us = self.environment.monotonic_us();
         let deadline_us = start_us.saturating_add(request.ms_max.saturating_mul(1_000));
         let until = Until { urgency, deadline_us, cancel: Cancel::default() };
-        let sources = request.chain.blocks.iter().flat_map(|block| &block.sources);
-        let sources = Arc::new(sources.map(|source| source.id).collect());
-        if !self.cache.narrow(&mut lease, sources) {
+        if !self.cache.narrow(&mut lease, Contents::of_chain(&request.chain)) {
             let message = "a memory was changed while the prompt was made; make it again";
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         Ok(Job { inference: self.clone(), request, until, lease, start_us, _place: place })
     }
 }
+
+/// Milliseconds after a reply's deadline that its reader may take, before it is cut off.
+const READER_MS_MAX: u64 = 10_000;
 
 /// One request.
 struct Job {
@@ -462,7 +368,7 @@ impl Job {
         reuse: &Reuse,
         computed: Vec<usize>,
     ) -> Vec<(ChainBlock, Arc<KvBytes>)> {
-        let InferenceHandle { device, cache, .. } = &self.inference;
+        let InferenceHandle { device, cache, environment, .. } = &self.inference;
         if reuse.inexact_tokens > 0 || !self.request.is_cached {
             return Vec::new();
         }
@@ -500,7 +406,11 @@ impl Job {
             let Some(numbers) = numbers else { break };
             unstored.push((block.clone(), numbers));
         }
-        if cache.is_revoked(&self.lease) { Vec::new() } else { unstored }
+        if cache.is_revoked(&self.lease) {
+            environment.reach("inference.forgotten-meanwhile", "");
+            return Vec::new();
+        }
+        unstored
     }
 }
 

@@ -8,6 +8,7 @@ mod fill;
 mod generate;
 mod loading;
 mod reply;
+mod request;
 pub mod scripted;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,5 @@ pub use engine::{
     KvBytes, KvLayer, Rendered, Sampling, Session, Token,
 };
 pub use fill::Reuse;
-pub use generate::{
-    FinishReason, Finished, GenerateRequest, InferenceHandle, InferenceParts, ReplyEvent,
-    ReplyStream, Timings,
-};
+pub use generate::{InferenceHandle, InferenceParts};
+pub use request::{FinishReason, Finished, GenerateRequest, ReplyEvent, ReplyStream, Timings};

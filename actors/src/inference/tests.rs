@@ -1,5 +1,5 @@
-//! Replies over a scripted engine on paused time: the same with and without what is cached, in time,
-//! within bounds, and never from a block that is not theirs.
+//! Replies over a scripted engine on paused time: the same with and without what is cached, in
+//! time, within bounds, and never from a block that is not theirs.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use memcube_schemas::{
 };
 
 use super::{
-    activation_cache::{CacheSettings, Prompt, Tier, chain::Chain},
+    activation_cache::{CacheSettings, Contents, Forgotten, Prompt, Tier, chain::Chain},
     scripted::{ScriptedCosts, ScriptedEngine},
     *,
 };
@@ -126,6 +126,30 @@ async fn what_is_not_on_the_device_comes_from_ram() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_block_that_is_damaged_in_ram_is_computed_again() {
+    let settings = CacheSettings { device_bytes_max: 0, ..CacheSettings::default() };
+    let world = World::with(1 << 30, settings).await;
+    let ann = key("acme", "ann");
+    let (expected, finished) = world.reply(&ann, &tokens(1, 700)).await;
+    let cache = world.inference.cache();
+    let request = world.request(&ann, prompt(&tokens(1, 700)));
+    let mut lease = cache.lease(ann.clone());
+    assert!(cache.narrow(&mut lease, Contents::of_chain(&request.chain)));
+    let (block, good) = &finished.unstored[1];
+    let mut damaged = KvBytes::clone(good);
+    let mut bytes = damaged.layers[0].bytes.to_vec();
+    bytes[9] ^= 1;
+    damaged.layers[0].bytes = bytes.into();
+    cache.drop_damaged(&ann.tenant, block.key, Tier::Ram);
+    cache.admit(&lease, &request.chain, 1, Arc::new(damaged));
+    let (again, finished) = world.reply(&ann, &tokens(1, 700)).await;
+    assert_eq!(again, expected);
+    assert_eq!((finished.reuse.corrupt_blocks, finished.reuse.reused()), (1, 256));
+    let (_, healed) = world.reply(&ann, &tokens(1, 700)).await;
+    assert_eq!((healed.reuse.corrupt_blocks, healed.reuse.reused()), (0, 512));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tenant_never_uses_what_another_has_cached_nor_waits_less_for_it() {
     let world = World::new().await;
     let (ann, eve) = (key("acme", "ann"), key("apex", "eve"));
@@ -218,6 +242,24 @@ async fn a_reader_that_goes_away_stops_the_model() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reader_that_does_not_read_gives_its_place_back() {
+    let world = World::new().await;
+    let ann = key("acme", "ann");
+    let mut streams = Vec::new();
+    // Hot sampling at this seed talks for long.
+    for seed in 0..20 {
+        let sampling = Sampling { temperature: 1.0, top_p: 1.0 };
+        let base = world.request(&ann, prompt(&tokens(1, 30)));
+        let request =
+            GenerateRequest { tokens_max: 4_000, seed, ms_max: 100_000, sampling, ..base };
+        streams.push(world.begin(&ann, request).expect("begun"));
+    }
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(world.inference.queues().map(|queue| queue.depth), [0, 0]);
+    assert!(world.engine.bytes_used() <= world.inference.cache().bytes().0 + 31 * TOKEN_BYTES);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_ends_a_reply_or_refuses_it() {
     let world = World::new().await;
     let ann = key("acme", "ann");
@@ -263,7 +305,8 @@ async fn a_device_without_memory_lets_go_then_refuses() {
     let world = World::with(1_000 * TOKEN_BYTES, CacheSettings::default()).await;
     let (ann, bo) = (key("acme", "ann"), key("acme", "bo"));
     let (expected, _) = world.reply(&ann, &tokens(1, 600)).await;
-    assert!(world.inference.cache().bytes().0 > 0, "a session is parked");
+    let parked = world.inference.cache().bytes().0;
+    assert_eq!(parked, 600 * TOKEN_BYTES, "the prompt is parked, what was said is not");
     // There is room for one of them only.
     world.reply(&bo, &tokens(2, 600)).await;
     let (again, finished) = world.reply(&ann, &tokens(1, 600)).await;
@@ -302,7 +345,10 @@ async fn what_is_forgotten_is_in_no_tier_and_nothing_keeps_it() {
     let world = World::new().await;
     let ann = key("acme", "ann");
     let cache = world.inference.cache();
-    let ids = |ids: &[u64]| ids.iter().map(|id| MemoryId::from_parts(*id, 0)).collect();
+    let ids = |ids: &[u64]| Forgotten {
+        memories: ids.iter().map(|id| MemoryId::from_parts(*id, 0)).collect(),
+        ..Forgotten::default()
+    };
     // Memories in the first, the second and the third block.
     let said = |prompt| world.begin(&ann, world.request(&ann, prompt)).expect("begun");
     said(remembering(900, &[1, 2, 3])).collect().await.expect("answered");

@@ -259,7 +259,7 @@ async fn check(kind: Kind) {
     for seed in kind.first_seed..kind.first_seed + SEEDS {
         gone += usize::from(run(kind, seed).await == "gone");
     }
-    assert!(gone < 4, "most backups hold the cube: {gone} do not");
+    assert!(gone <= 4, "most backups hold the cube: {gone} do not");
 }
 
 #[tokio::test(start_paused = true)]

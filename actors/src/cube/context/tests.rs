@@ -119,7 +119,7 @@ fn oldest_memories_leave_first_then_oldest_turns() {
     let turns: Vec<ChatTurn> = (0..6).map(|n| turn(Role::User, &format!("turn {n}"))).collect();
     let all = next(None, &wanted(&turns, "now", &[1, 2, 3, 4, 5, 6]));
     let tokens_max = all.prompt.tokens.len() - 1;
-    let mut record = all.record.clone();
+    let mut record = all.record;
     replied(&mut record, "ok", 1);
     let tight =
         |tokens_max, memories: &[u64]| Wanted { tokens_max, ..wanted(&turns, "now", memories) };

@@ -18,10 +18,16 @@ use crate::{
         activation_cache::{CacheSettings, Tier},
         scripted::{ScriptedCosts, ScriptedEngine},
     },
-    storage::{
-        Blobs,
-        blobs::{Plain, tests::Objects},
-    },
+    storage::blobs::{Plain, tests::Objects},
+};
+
+/// Cache settings under which only cold tiers hold anything.
+const NOTHING_HOT: CacheSettings = CacheSettings {
+    ram_bytes_max: 0,
+    tenant_ram_bytes_max: 0,
+    device_bytes_max: 0,
+    tenant_device_bytes_max: 0,
+    cold_in_8_bits: false,
 };
 
 struct Chatting {
@@ -46,6 +52,16 @@ impl Chatting {
         environment: Environment,
         cache: CacheSettings,
     ) -> Self {
+        Self::with_disk(store, objects, environment, cache, None).await
+    }
+
+    async fn with_disk(
+        store: SharedStore,
+        objects: Objects,
+        environment: Environment,
+        cache: CacheSettings,
+        disk: Option<Objects>,
+    ) -> Self {
         let parts = BlobParts {
             objects: Arc::new(objects.clone()),
             seal: Arc::new(Plain),
@@ -54,8 +70,10 @@ impl Chatting {
         };
         let world = World::with_blobs(store, environment, 100, Some(parts)).await;
         let engine = Arc::new(ScriptedEngine::new(8_192, 1 << 30, ScriptedCosts::default()));
-        let model =
+        let mut model =
             InferenceParts { cache, ..InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>) };
+        model.disk =
+            disk.map(|disk| (Arc::new(disk) as Arc<dyn object_store::ObjectStore>, 1 << 30));
         world.cubes.serve_model(model).await.expect("started");
         Self { world, objects, engine }
     }
@@ -150,17 +168,10 @@ impl Talk {
 #[tokio::test(start_paused = true)]
 async fn every_turn_uses_what_the_turns_before_computed_and_says_the_same() {
     let chatting = Chatting::new(1).await;
-    let nothing = CacheSettings {
-        ram_bytes_max: 0,
-        tenant_ram_bytes_max: 0,
-        device_bytes_max: 0,
-        tenant_device_bytes_max: 0,
-        cold_in_8_bits: false,
-    };
     let store = Arc::new(InMemoryStore::default());
     let objects = Objects::new();
     objects.fail(Some("no object store"));
-    let cold = Chatting::with(store, objects, Environment::scripted(1), nothing).await;
+    let cold = Chatting::with(store, objects, Environment::scripted(1), NOTHING_HOT).await;
     let ((cube, _), (bare, _)) = (chatting.knowing("ann").await, cold.knowing("ann").await);
     let (mut talk, mut again) = (Talk::new("talk"), Talk::new("talk"));
     let mut prompts = Vec::new();
@@ -227,6 +238,36 @@ async fn before_a_deletion_is_acknowledged_everything_of_the_memory_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_deleted_of_a_conversation_takes_its_turns_along() {
+    let chatting = Chatting::new(1).await;
+    let (cube, _) = chatting.knowing("ann").await;
+    let mut talks = [Talk::new("a"), Talk::new("b")];
+    let secret = "the number of the safe is 4711";
+    for talk in &mut talks {
+        talk.say(&cube, secret).await.expect("said");
+        talk.say(&cube, "go on").await.expect("said");
+    }
+    let conversation = Some(talks[0].conversation.clone());
+    let remembered = cube.add(AddRequest { conversation, ..said(&[secret]) }).await.expect("added");
+    let before = chatting.rows(&cube).await;
+    let of = |rows: &[KvBlock], talk: &Talk| {
+        let conversations = rows.iter().filter_map(|block| block.conversation.clone());
+        conversations.filter(|conversation| *conversation == talk.conversation).count()
+    };
+    assert!(of(&before.0, &talks[0]) > 0 && before.1.len() == 2);
+    let selection = Selection::Ids(vec![remembered.memories[0].id]);
+    cube.delete(DeleteRequest { selection, purge: true }).await.expect("deleted");
+    let after = chatting.rows(&cube).await;
+    assert_eq!((of(&after.0, &talks[0]), after.1.len()), (0, 1));
+    assert_eq!(of(&after.0, &talks[1]), of(&before.0, &talks[1]), "the other one stays");
+    let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
+    assert_eq!(cache.counts().0, 1, "the session of the other one");
+    let (_, finished) = talks[0].say(&cube, "hello again").await.expect("said");
+    assert!(finished.reuse.reused() < 100, "the preamble at most: {finished:?}");
+    chatting.check_rows(&cube, "afterwards").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_changed_memory_is_shown_as_it_is_now() {
     let chatting = Chatting::new(1).await;
     let (cube, _) = chatting.knowing("ann").await;
@@ -264,6 +305,35 @@ async fn what_is_deleted_while_it_is_being_said_is_not_kept() {
     chatting.check_rows(&cube, "afterwards").await;
     let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
     assert_eq!(cache.counts(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_while_its_blocks_are_being_stored_is_not_kept() {
+    let chatting = Chatting::new(1).await;
+    let (cube, ids) = chatting.knowing("ann").await;
+    let talk = Talk::new("talk");
+    let preload = |memories: &[MemoryId]| PreloadRequest {
+        conversation: talk.conversation.clone(),
+        preamble: talk.request("").preamble,
+        turns: vec![ChatTurn { role: Role::User, text: "long ".repeat(400) }],
+        memories: memories.to_vec(),
+        ms_max: 60_000,
+    };
+    chatting.objects.delay(2_000);
+    let (preloading, deleting) = (cube.preload(preload(&ids)), async {
+        // The blocks are computed, and on their way.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let selection = Selection::Ids(vec![ids[0]]);
+        cube.delete(DeleteRequest { selection, purge: false }).await.expect("deleted");
+    });
+    let (outcome, ()) = tokio::join!(preloading, deleting);
+    let kept = outcome.expect("preloaded").kept;
+    assert!(kept.refused > 1 && !kept.context, "{kept:?}");
+    chatting.check_rows(&cube, "afterwards").await;
+    chatting.objects.delay(0);
+    let again = cube.preload(preload(&ids[1..])).await.expect("preloaded").kept;
+    assert!(again.blocks > 1 && again.refused == 0 && again.context, "{again:?}");
+    chatting.check_rows(&cube, "and again").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -348,7 +418,8 @@ async fn an_erased_cube_leaves_nothing_behind() {
     let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
     assert_eq!(cache.counts(), (0, 0));
     let blobs = chatting.world.cubes.blobs().expect("blobs").clone();
-    blobs.sweep(context().tenant(), 0).await.expect("swept");
+    let swept = blobs.sweep(context().tenant(), 0).await.expect("swept");
+    assert_eq!(swept.references, 0, "they went with the cube");
     assert_eq!(chatting.objects.names().await.len(), 0);
     let tenant = context();
     let ranges = keys::everything_of_cube(tenant.tenant(), cube.id());
@@ -438,6 +509,67 @@ async fn a_slow_object_store_never_makes_an_answer_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_local_disk_stands_in_front_of_the_object_store() {
+    let store: SharedStore = Arc::new(InMemoryStore::default());
+    let (objects, disk) = (Objects::new(), Objects::new());
+    let life = async |seed| {
+        let (store, objects) = (Arc::clone(&store), objects.clone());
+        let environment = Environment::scripted(seed);
+        Chatting::with_disk(store, objects, environment, NOTHING_HOT, Some(disk.clone())).await
+    };
+    let chatting = life(1).await;
+    let (cube, _) = chatting.knowing("ann").await;
+    let mut talk = Talk::new("talk");
+    talk.say(&cube, "tell me about garden number 3").await.expect("said");
+    let from = |finished: &Finished, tier| finished.reuse.reused_tokens.get(&tier).copied();
+    let (_, first) = talk.say(&cube, "go on").await.expect("said");
+    assert!(from(&first, Tier::Objects).is_some() && from(&first, Tier::Disk).is_none());
+    let copies = disk.names().await.len();
+    assert!(copies > 0 && copies < objects.names().await.len());
+    chatting.world.cubes.shut_down().await;
+
+    // Another life finds the copies, and needs the object store for the rest only.
+    let chatting = life(2).await;
+    let cube = chatting.world.cube("ann").await;
+    let (opening, second) = talk.say(&cube, "and then").await.expect("said");
+    assert_eq!(from(&second, Tier::Disk), from(&first, Tier::Objects), "{second:?}");
+    // A damaged copy is replaced by the original.
+    disk.damage(|bytes| bytes[100] ^= 1).await;
+    let (_, third) = talk.say(&cube, "and now").await.expect("said");
+    assert_eq!(from(&third, Tier::Disk), None, "{third:?}");
+    assert!(third.reuse.reused() > second.reuse.reused() && third.reuse.corrupt_blocks == 0);
+    assert_eq!(chatting.engine.wrong_blocks(), 0);
+
+    // What is deleted leaves the disk as well, also after a crash in between.
+    let victim = opening.memories[0].source.id;
+    let left = disk.names().await;
+    let selection = Selection::Ids(vec![victim]);
+    cube.delete(DeleteRequest { selection, purge: true }).await.expect("deleted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(disk.names().await.len() < left.len());
+    for message in ["what is left", "and what else"] {
+        talk.say(&cube, message).await.expect("said");
+    }
+    let blobs = chatting.world.cubes.blobs().expect("blobs").clone();
+    disk.fail(Some("unplugged"));
+    let items = cube.list(None, 100).await.expect("listed").items;
+    let selection = Selection::Ids(items.iter().map(|item| item.id).collect());
+    cube.delete(DeleteRequest { selection, purge: true }).await.expect("deleted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    disk.fail(None);
+    assert!(!disk.names().await.is_empty(), "left behind");
+    chatting.world.cubes.shut_down().await;
+    blobs.sweep(context().tenant(), 0).await.expect("swept");
+    let chatting = life(3).await;
+    let cube = chatting.world.cube("ann").await;
+    talk.say(&cube, "hello").await.expect("said");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (blocks, _) = chatting.rows(&cube).await;
+    let names: Vec<String> = blocks.iter().map(|block| block.blob.to_string()).collect();
+    assert!(disk.names().await.iter().all(|copy| names.contains(copy)), "swept");
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_an_object_store_contexts_are_kept_and_blocks_are_not() {
     let chatting = Chatting::new(1).await;
     let (cube, _) = chatting.knowing("ann").await;
@@ -471,6 +603,8 @@ async fn eight_bits_are_smaller_and_said_to_be_inexact() {
     assert!(finished.reuse.inexact_tokens > 0);
     assert_eq!(finished.reuse.inexact_tokens, finished.reuse.reused());
     assert!(finished.unstored.is_empty(), "what was computed after it is not kept");
+    let cache = chatting.world.cubes.inference().expect("a model").cache().clone();
+    assert_eq!(cache.counts(), (0, 0), "neither on the device nor in RAM");
     assert_eq!(chatting.engine.wrong_blocks(), 0);
 }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use memcube_schemas::{
-    BlockKey, TenantId,
+    BlockKey, ConversationId, TenantId,
     activation::{BlockSource, ModelFingerprint},
 };
 use sha2::{Digest, Sha256};
@@ -24,6 +24,8 @@ pub struct ChainBlock {
     pub span: Range<usize>,
     /// The memories that some of its tokens come from.
     pub sources: Vec<BlockSource>,
+    /// The conversation whose turns it contains, or stands behind.
+    pub conversation: Option<ConversationId>,
 }
 
 /// A prompt in blocks.
@@ -44,13 +46,15 @@ pub struct Prompt {
     pub seams: Vec<usize>,
     /// Which tokens come from which memory.
     pub memories: Vec<(Range<usize>, BlockSource)>,
+    /// Where the first turn of a conversation begins, if there is one.
+    pub turns: Option<(usize, ConversationId)>,
 }
 
 impl Chain {
     /// Cuts a prompt at its seams, and between them after every [`BLOCK_TOKENS`].
     #[must_use]
     pub fn of(prompt: Prompt, model: &ModelFingerprint, tenant: &TenantId) -> Self {
-        let Prompt { tokens, mut seams, memories } = prompt;
+        let Prompt { tokens, mut seams, memories, turns } = prompt;
         seams.push(tokens.len());
         seams.sort_unstable();
         let root = root(model, tenant);
@@ -63,7 +67,9 @@ impl Chain {
                 let key = key(&root, parent, start, &tokens[span.clone()]);
                 let sources = sources_in(&span, &memories);
                 start = span.end;
-                blocks.push(ChainBlock { key, parent, span, sources });
+                let conversation = turns.as_ref().filter(|(begin, _)| *begin < span.end);
+                let conversation = conversation.map(|(_, conversation)| conversation.clone());
+                blocks.push(ChainBlock { key, parent, span, sources, conversation });
             }
         }
         Self { tokens, blocks }
@@ -140,8 +146,8 @@ pub(crate) mod tests {
     }
 
     fn chain(tokens: &[Token], seams: &[usize]) -> Chain {
-        let prompt =
-            Prompt { tokens: tokens.to_vec(), seams: seams.to_vec(), memories: Vec::new() };
+        let (tokens, seams) = (tokens.to_vec(), seams.to_vec());
+        let prompt = Prompt { tokens, seams, ..Prompt::default() };
         Chain::of(prompt, &model(), &tenant("acme"))
     }
 
@@ -197,7 +203,8 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn equal_prefixes_have_equal_keys_and_others_do_not(
-            tokens in prop::collection::vec(0_u32..4, 1..900), at in 0_usize..900, seam in 0_usize..900,
+            tokens in prop::collection::vec(0_u32..4, 1..900),
+            (at, seam) in (0_usize..900, 0_usize..900),
         ) {
             let at = at % tokens.len();
             let mut other = tokens.clone();
@@ -217,10 +224,13 @@ pub(crate) mod tests {
             let source = BlockSource { id: MemoryId::from_parts(1, 1), revision: 1 };
             let range = start..start + length;
             let memories = vec![(range.clone(), source)];
-            let prompt = Prompt { tokens: vec![1; 900], seams: vec![], memories };
+            let conversation = ConversationId::new("talk").expect("valid");
+            let turns = Some((start, conversation));
+            let prompt = Prompt { tokens: vec![1; 900], seams: vec![], memories, turns };
             for block in Chain::of(prompt, &model(), &tenant("acme")).blocks {
                 let inside = range.clone().any(|position| block.span.contains(&position));
                 prop_assert_eq!(block.sources == [source], inside);
+                prop_assert_eq!(block.conversation.is_some(), start < block.span.end);
             }
         }
     }

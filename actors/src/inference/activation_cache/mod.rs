@@ -5,6 +5,7 @@
 //! block of RAM afterwards, and what is being computed with it is never kept.
 
 pub mod chain;
+mod contents;
 pub(crate) mod estimate;
 mod lru;
 mod quantise;
@@ -13,17 +14,18 @@ pub(crate) mod stored;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use memcube_schemas::{
-    BlobId, BlockKey, CubeId, MemoryId, TenantId,
+    BlobId, BlockKey, CubeId, TenantId,
     activation::KvBlock,
     limits::{KV_DEVICE_BYTES_DEFAULT, KV_RAM_BYTES_DEFAULT},
 };
 
+pub(crate) use self::contents::{Contents, Sources};
 use self::{
     chain::Chain,
     estimate::{Decision, Estimates},
@@ -32,6 +34,7 @@ use self::{
 };
 pub use self::{
     chain::{ChainBlock, Prompt},
+    contents::Forgotten,
     estimate::Tier,
     quantise::QuantisationError,
     stored::StoredBlock,
@@ -71,9 +74,6 @@ impl Default for CacheSettings {
         }
     }
 }
-
-/// Memories that something contains or was computed after.
-pub(crate) type Sources = Arc<BTreeSet<MemoryId>>;
 
 /// A block in RAM, and the cubes that have computed or used it.
 struct RamBlock {
@@ -252,8 +252,8 @@ impl ActivationCache {
         let mut held = self.held();
         if let Some(found) = held.ram.get(&lease.key.tenant, &block.key) {
             // From now on it is this cube's as well.
-            let sources = sources_until(chain, at);
-            found.owners.entry(lease.key.cube.clone()).or_insert(sources);
+            let sources = || Contents::of(&chain.blocks[..=at]);
+            found.owners.entry(lease.key.cube.clone()).or_insert_with(sources);
             return Some(Arc::clone(&found.block));
         }
         if self.shared.environment.plants(Defect::ForeignBlock) {
@@ -272,7 +272,7 @@ impl ActivationCache {
         if held.leases.get(&lease.number).is_none_or(|leased| leased.is_revoked) {
             return;
         }
-        let sources = sources_until(chain, at);
+        let sources = Contents::of(&chain.blocks[..=at]);
         let tenant = &lease.key.tenant;
         if let Some(known) = held.ram.get(tenant, &key) {
             known.owners.insert(lease.key.cube.clone(), sources);
@@ -292,17 +292,17 @@ impl ActivationCache {
         drop(self.held().ram.remove(tenant, &key));
     }
 
-    /// Drops everything that contains or was computed after one of these memories of a cube, from
-    /// the device and from RAM; the copies of these blobs go from the disk. When it returns, nothing
-    /// of it can be used any more, nor kept by whoever is computing with it.
+    /// Drops everything of a cube that contains or was computed after what is forgotten, from
+    /// the device and from RAM; the copies of these blobs go from the disk. When it returns,
+    /// nothing of it can be used any more, nor kept by whoever is computing with it.
     pub fn forget(
         &self,
         tenant: &TenantId,
         cube: &CubeId,
-        memories: &BTreeSet<MemoryId>,
+        forgotten: &Forgotten,
         blobs: &[BlobId],
     ) {
-        self.forget_where(tenant, cube, blobs, |sources| !sources.is_disjoint(memories));
+        self.forget_where(tenant, cube, blobs, |contents| forgotten.touches(contents));
     }
 
     /// Drops everything of a cube.
@@ -315,7 +315,7 @@ impl ActivationCache {
         tenant: &TenantId,
         cube: &CubeId,
         blobs: &[BlobId],
-        is_meant: impl Fn(&BTreeSet<MemoryId>) -> bool,
+        is_meant: impl Fn(&Contents) -> bool,
     ) {
         let mut held = self.held();
         for leased in held.leases.values_mut() {
@@ -460,10 +460,4 @@ impl Held {
 fn count_evicted(tier: Tier, count: usize) {
     metrics::counter!(names::ACTIVATION_EVICTIONS_TOTAL, "tier" => tier.as_str())
         .increment(count as u64);
-}
-
-/// The memories in the blocks up to one, that one included.
-fn sources_until(chain: &Chain, at: usize) -> Sources {
-    let sources = chain.blocks[..=at].iter().flat_map(|block| &block.sources);
-    Arc::new(sources.map(|source| source.id).collect())
 }

@@ -133,6 +133,7 @@ impl ColdTiers {
             bytes: size,
             checksums,
             sources: block.sources.clone(),
+            conversation: block.conversation.clone(),
             blob: prepared.id,
             stored_at_ms: self.environment.unix_ms(),
         };
@@ -208,6 +209,13 @@ impl ColdTiers {
         if !lock(&disk.known).insert(tenant.clone()) {
             return;
         }
+        // A crash may have left copies whose blobs are gone.
+        let (mirror, of_tenant) = (disk.mirror.clone(), tenant.clone());
+        self.environment.spawn(async move {
+            if let Err(error) = mirror.sweep_strays(&of_tenant).await {
+                tracing::debug!(%error, "copies of blocks could not be swept");
+            }
+        });
         // What cannot be listed is loaded from the object store.
         for (blob, bytes) in disk.mirror.copies(tenant).await.unwrap_or_default() {
             let gone = lock(&disk.held).admit(tenant, blob, (), bytes);
@@ -245,7 +253,7 @@ fn number(value: usize) -> u32 {
 }
 
 /// The numbers of a block, if they are those that its row means.
-fn check(bytes: &[u8], row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
+pub(super) fn check(bytes: &[u8], row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
     let read: KvBlockBytes = decode(bytes).ok()?;
     let is_same = (read.key, read.start, read.tokens, read.dtype)
         == (row.key, row.start, row.tokens, row.dtype);

@@ -182,7 +182,7 @@ impl Blobs {
     }
 
     /// Removes objects without a row: puts that took effect after their blob was swept.
-    async fn sweep_strays(&self, tenant: &TenantId) -> BlobResult<usize> {
+    pub(crate) async fn sweep_strays(&self, tenant: &TenantId) -> BlobResult<usize> {
         let folder = Path::from_iter([FOLDER, tenant.as_str()]);
         let objects: Vec<_> = self
             .objects
