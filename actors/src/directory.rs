@@ -184,6 +184,17 @@ impl fmt::Debug for Cubes {
     }
 }
 
+/// Who writes snapshots into the blobs of a node, and who sweeps them.
+fn start_blobs(
+    parts: BlobParts,
+    store: &SharedStore,
+    environment: &Environment,
+) -> (SnapshotKeeper, BlobSweeper) {
+    let BlobParts { objects, seal, grace_ms, snapshot_items_min } = parts;
+    let blobs = Blobs::new(objects, Arc::clone(store), environment.clone(), seal);
+    (SnapshotKeeper::new(blobs.clone(), snapshot_items_min), BlobSweeper::new(blobs, grace_ms))
+}
+
 impl Cubes {
     /// Starts the actors of a node.
     ///
@@ -201,15 +212,8 @@ impl Cubes {
         };
         let (sender, views) =
             watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
-        let blobs = blobs.map(|parts| {
-            let BlobParts { objects, seal, grace_ms, snapshot_items_min } = parts;
-            let blobs = Blobs::new(objects, Arc::clone(&store), environment.clone(), seal);
-            (
-                SnapshotKeeper::new(blobs.clone(), snapshot_items_min),
-                BlobSweeper::new(blobs, grace_ms),
-            )
-        });
-        let (snapshots, sweeper) = blobs.unzip();
+        let (snapshots, sweeper) =
+            blobs.map(|parts| start_blobs(parts, &store, &environment)).unzip();
         let hydrator = Hydrator::new(
             Arc::clone(&store),
             environment.clone(),
