@@ -160,6 +160,21 @@ pub(crate) struct Cluster {
     membership: MembershipHandle,
 }
 
+impl Cluster {
+    async fn start(
+        parts: ClusterParts,
+        store: &SharedStore,
+        environment: &Environment,
+        views: watch::Receiver<View>,
+        sender: watch::Sender<View>,
+    ) -> Result<Self> {
+        let transport = Arc::clone(&parts.transport);
+        let peers = Peers::start(transport, environment.clone(), views);
+        let (store, environment) = (Arc::clone(store), environment.clone());
+        Ok(Self { peers, membership: Membership::start(store, environment, parts, sender).await? })
+    }
+}
+
 impl Shared {
     /// Whether the node has begun to shut down.
     pub(crate) fn is_closed(&self) -> bool {
@@ -223,11 +238,8 @@ impl Cubes {
         );
         let cluster = match cluster {
             Some(parts) => {
-                let transport = Arc::clone(&parts.transport);
-                let peers = Peers::start(transport, environment.clone(), views.clone());
-                let (store, environment) = (Arc::clone(&store), environment.clone());
-                match Membership::start(store, environment, parts, sender).await {
-                    Ok(membership) => Some(Cluster { peers, membership }),
+                match Cluster::start(parts, &store, &environment, views.clone(), sender).await {
+                    Ok(cluster) => Some(cluster),
                     Err(error) => {
                         feed.stop().await;
                         if let Some(embedder) = &embedder {
