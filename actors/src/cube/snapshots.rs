@@ -245,7 +245,7 @@ impl Running {
         }
         let (covers, made) = match std::mem::take(&mut self.snapshot.phase) {
             Phase::Made { covers, made } => (covers, made),
-            other => {
+            other @ (Phase::Idle | Phase::Making { .. }) => {
                 self.snapshot.phase = other;
                 return false;
             }

@@ -110,15 +110,14 @@ fn check_end(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
     let mut rows: BTreeMap<Name, BlobRecord> = BTreeMap::new();
     let mut references: BTreeSet<(Name, CubeName)> = BTreeSet::new();
     for (key, row) in &case.evidence.rows {
-        match RowKey::parse(key) {
-            RowKey::Blob { tenant, id } => match decode(&row.value) {
+        let read = RowKey::parse(key);
+        if let RowKey::Blob { tenant, id } = read {
+            match decode(&row.value) {
                 Ok(record) => drop(rows.insert((tenant, id), record)),
                 Err(error) => findings.report(format!("the row of blob {id}: {error}")),
-            },
-            RowKey::BlobReference { tenant, id, cube } => {
-                references.insert(((tenant.clone(), id), (tenant, cube)));
             }
-            _ => {}
+        } else if let RowKey::BlobReference { tenant, id, cube } = read {
+            references.insert(((tenant.clone(), id), (tenant, cube)));
         }
     }
     let named = |(cube, rows): (&CubeName, &super::case::CubeRows)| {
@@ -164,12 +163,11 @@ fn under_way(case: &Case<'_>) -> BTreeSet<Name> {
     let late = commits.iter().rev().take_while(|commit| commit.at_ms + UNDER_WAY_MS >= end_ms);
     let touched = late.flat_map(|commit| &commit.mutations).filter_map(|mutation| {
         let (Mutation::Set { key, .. } | Mutation::Clear { key }) = mutation else { return None };
-        match RowKey::parse(key) {
-            RowKey::Blob { tenant, id } | RowKey::BlobReference { tenant, id, .. } => {
-                Some((tenant, id))
-            }
-            _ => None,
-        }
+        let read = RowKey::parse(key);
+        let (RowKey::Blob { tenant, id } | RowKey::BlobReference { tenant, id, .. }) = read else {
+            return None;
+        };
+        Some((tenant, id))
     });
     touched.collect()
 }
@@ -200,9 +198,9 @@ mod tests {
         // The last manifest of the run names it.
         let mutations = evidence.commits.iter_mut().rev().flat_map(|commit| &mut commit.mutations);
         let rows = evidence.rows.iter_mut().map(|(key, row)| (key, &mut row.value));
-        let values = mutations.filter_map(|mutation| match mutation {
-            Mutation::Set { key, value } => Some((&*key, value)),
-            _ => None,
+        let values = mutations.filter_map(|mutation| {
+            let Mutation::Set { key, value } = mutation else { return None };
+            Some((&*key, value))
         });
         for (_, value) in values.chain(rows).filter(|(found, _)| **found == key) {
             let mut manifest: CubeManifest = decode(value).expect("a manifest");
