@@ -143,6 +143,7 @@ impl NodeBuilder {
             settings: vectors::VectorSettings {
                 apply_after_ms: settings.vectors.apply_after_ms,
                 optimize_after_ms: settings.vectors.optimize_after_ms,
+                cold_cube_items_min: settings.vectors.cold_cube_items_min,
             },
         });
         let objects = match objects {

@@ -265,6 +265,9 @@ pub struct VectorSettings {
     pub optimize_after_ms: u64,
     /// Rows of one table from which on it gets an approximate index for searches over all cubes.
     pub approximate_rows_min: usize,
+    /// Memories from which on a cube that is not in RAM is searched in its table, and stays out of
+    /// RAM; 0 for never.
+    pub cold_cube_items_min: u64,
 }
 
 impl Default for VectorSettings {
@@ -275,6 +278,7 @@ impl Default for VectorSettings {
             apply_after_ms: 1_000,
             optimize_after_ms: 600_000,
             approximate_rows_min: 100_000,
+            cold_cube_items_min: 50_000,
         }
     }
 }

@@ -162,6 +162,21 @@ pub(crate) struct Cluster {
     membership: MembershipHandle,
 }
 
+impl Cluster {
+    async fn start(
+        parts: ClusterParts,
+        store: &SharedStore,
+        environment: &Environment,
+        views: watch::Receiver<View>,
+        sender: watch::Sender<View>,
+    ) -> Result<Self> {
+        let transport = Arc::clone(&parts.transport);
+        let peers = Peers::start(transport, environment.clone(), views);
+        let (store, environment) = (Arc::clone(store), environment.clone());
+        Ok(Self { peers, membership: Membership::start(store, environment, parts, sender).await? })
+    }
+}
+
 impl Shared {
     /// Whether the node has begun to shut down.
     pub(crate) fn is_closed(&self) -> bool {
@@ -186,6 +201,17 @@ impl fmt::Debug for Cubes {
     }
 }
 
+/// Who writes snapshots into the blobs of a node, and who sweeps them.
+fn start_blobs(
+    parts: BlobParts,
+    store: &SharedStore,
+    environment: &Environment,
+) -> (SnapshotKeeper, BlobSweeper) {
+    let BlobParts { objects, seal, grace_ms, snapshot_items_min } = parts;
+    let blobs = Blobs::new(objects, Arc::clone(store), environment.clone(), seal);
+    (SnapshotKeeper::new(blobs.clone(), snapshot_items_min), BlobSweeper::new(blobs, grace_ms))
+}
+
 impl Cubes {
     /// Starts the actors of a node.
     ///
@@ -203,15 +229,8 @@ impl Cubes {
         };
         let (sender, views) =
             watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
-        let blobs = blobs.map(|parts| {
-            let BlobParts { objects, seal, grace_ms, snapshot_items_min } = parts;
-            let blobs = Blobs::new(objects, Arc::clone(&store), environment.clone(), seal);
-            (
-                SnapshotKeeper::new(blobs.clone(), snapshot_items_min),
-                BlobSweeper::new(blobs, grace_ms),
-            )
-        });
-        let (snapshots, sweeper) = blobs.unzip();
+        let (snapshots, sweeper) =
+            blobs.map(|parts| start_blobs(parts, &store, &environment)).unzip();
         let hydrator = Hydrator::new(
             Arc::clone(&store),
             environment.clone(),
@@ -221,11 +240,8 @@ impl Cubes {
         );
         let cluster = match cluster {
             Some(parts) => {
-                let transport = Arc::clone(&parts.transport);
-                let peers = Peers::start(transport, environment.clone(), views.clone());
-                let (store, environment) = (Arc::clone(&store), environment.clone());
-                match Membership::start(store, environment, parts, sender).await {
-                    Ok(membership) => Some(Cluster { peers, membership }),
+                match Cluster::start(parts, &store, &environment, views.clone(), sender).await {
+                    Ok(cluster) => Some(cluster),
                     Err(error) => {
                         feed.stop().await;
                         if let Some(embedder) = &embedder {

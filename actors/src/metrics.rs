@@ -64,6 +64,8 @@ pub const SNAPSHOT_FALLBACKS_TOTAL: &str = "memcube_snapshot_fallbacks_total";
 pub const BLOBS_REMOVED_TOTAL: &str = "memcube_blobs_removed_total";
 /// Searches over several cubes, by `outcome`.
 pub const TENANT_SEARCHES_TOTAL: &str = "memcube_tenant_searches_total";
+/// Searches of one large cube that the vector tier answered while the cube was not in RAM.
+pub const COLD_SEARCHES_TOTAL: &str = "memcube_cold_searches_total";
 /// Time of a search over several cubes, embedding of the question included.
 pub const TENANT_SEARCH_SECONDS: &str = "memcube_tenant_search_seconds";
 /// Memories that a search read itself because the vector tier had not seen their change yet.
@@ -143,6 +145,7 @@ pub fn describe() {
     counter(SNAPSHOT_FALLBACKS_TOTAL, "snapshots that could not be used");
     counter(BLOBS_REMOVED_TOTAL, "objects removed that nothing referred to");
     counter(TENANT_SEARCHES_TOTAL, "searches over several cubes");
+    counter(COLD_SEARCHES_TOTAL, "searches of cubes that stayed out of RAM");
     counter(VECTOR_ROWS_APPLIED_TOTAL, "rows that the vector tier took in");
     counter(VECTOR_BUILDS_TOTAL, "shards built in the vector tier from their rows");
     counter(VECTOR_FAILURES_TOTAL, "failures of the vector tier");

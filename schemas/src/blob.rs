@@ -4,8 +4,8 @@
 //! commit that refers to it makes the row `Live`. Who removes a blob first makes its row `Doomed`,
 //! on the condition that nobody has touched the row since it was seen without references. So no
 //! commit can refer to an object that is about to go, whatever crashes in between, and no clock
-//! decides it. No two puts share an object, not even of the same bytes: each blob carries a salt. So
-//! whoever was held up on its way to remove an object can only remove the one that it doomed.
+//! decides it. No two puts share an object, not even of the same bytes: each blob carries a salt.
+//! So whoever was held up on its way to remove an object can only remove the one that it doomed.
 
 use std::{fmt, str::FromStr};
 

@@ -1,5 +1,5 @@
-//! Snapshots: a whole cube in one blob, laid out so that it loads fast, and the tail of what changed
-//! since.
+//! Snapshots: a whole cube in one blob, laid out so that it loads fast, and the tail of what
+//! changed since.
 //!
 //! A snapshot is a head in its envelope, behind its length in four little-endian bytes, and then
 //! sections, each at a multiple of [`SECTION_ALIGN_BYTES`]. The head says what they are and holds

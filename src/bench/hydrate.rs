@@ -77,7 +77,8 @@ impl Embedder for RandomVectors {
     }
 }
 
-/// Fills a cube in a store in `dir`, makes a snapshot, adds a tail, and hydrates it again and again.
+/// Fills a cube in a store in `dir`, makes a snapshot, adds a tail, and hydrates it again and
+/// again.
 ///
 /// # Errors
 /// `Invalid` for numbers that make no sense, otherwise as the store's.

@@ -270,27 +270,28 @@ fn blobs(settings: &Settings) -> Finding {
         Ok(place) => place,
         Err(error) => return bad(CHECK, error.message(), "set `blobs.url` to an object store"),
     };
-    match place {
+    let name_of_place = match place {
         Place::Nowhere => return skipped(CHECK, "there are none, as the settings say"),
         Place::Memory => return skipped(CHECK, "they are kept in RAM only, as the settings say"),
         Place::Directory(path) if !path.exists() => {
             let detail = format!("`{}` is not there yet; the first start makes it", path.display());
             return good(CHECK, detail);
         }
-        Place::Directory(_) | Place::Bucket { .. } => {}
-    }
+        Place::Directory(path) => path.display().to_string(),
+        Place::Bucket { url, .. } => url,
+    };
     let name = format!("doctor-{}", std::process::id());
-    let probed = || -> crate::Result<String> {
-        let Some(objects) = storage::blobs::open(settings)? else { return Ok(String::new()) };
+    let probed = || -> crate::Result<()> {
+        let Some(objects) = storage::blobs::open(settings)? else { return Ok(()) };
         let failed = |error: anyhow::Error| crate::Error::internal(error.to_string());
         let runtime = running::runtime().map_err(failed)?;
         runtime.block_on(memcube_actors::storage::blobs::probe(&*objects, &name))?;
-        Ok(objects.to_string())
+        Ok(())
     };
     let remedy =
         "mend what it names; until then cubes are read from their rows, which takes longer";
     match probed() {
-        Ok(objects) => good(CHECK, format!("`{objects}` can be written and read")),
+        Ok(()) => good(CHECK, format!("`{name_of_place}` can be written and read")),
         Err(error) => bad(CHECK, error.message(), remedy),
     }
 }

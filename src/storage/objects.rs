@@ -9,13 +9,11 @@ use object_store::{ObjectStore, local::LocalFileSystem, parse_url_opts, path::Pa
 const OPTION_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 /// Opens the object store that an address names, and the place in it: a directory, or an address
-/// such
-/// as `s3://bucket/folder`. Options are those of `object_store`, such as `aws_region`.
+/// such as `s3://bucket/folder`. Options are those of `object_store`, such as `aws_region`.
 ///
 /// # Errors
 /// `Invalid` when the address is none, names a store that does not outlive this process, or one
-/// that
-/// this memcube was built without.
+/// that this memcube was built without.
 pub fn open(
     url: &str,
     options: impl IntoIterator<Item = (String, String)>,

@@ -1,5 +1,5 @@
-//! Snapshots in a bucket: a real S3 server in a process of its own, which is killed, restarted, asked
-//! for the wrong bucket, and lied to.
+//! Snapshots in a bucket: a real S3 server in a process of its own, which is killed, restarted,
+//! asked for the wrong bucket, and lied to.
 
 use std::{
     fs,
@@ -9,9 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper::{Response, StatusCode, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
+};
+use memcube_actors::metrics::{
+    SNAPSHOT_FALLBACKS_TOTAL as FALLBACKS, SNAPSHOTS_LOADED_TOTAL as LOADED,
+    SNAPSHOTS_TOTAL as SNAPSHOTS,
 };
 use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
 use s3s_fs::FileSystem;
@@ -29,6 +34,9 @@ const BUCKET: &str = "memories";
 const CHILD_DIRECTORY: &str = "MEMCUBE_TEST_S3_DIRECTORY";
 const CHILD_ADDRESS: &str = "MEMCUBE_TEST_S3_ADDRESS";
 const KILLS: usize = 16;
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>
+const NO_SUCH_BUCKET: &str =
+    "<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist</Message></Error>";
 
 /// An S3 server. Killed when it is dropped.
 struct S3Server {
@@ -145,15 +153,30 @@ fn serves_until_killed() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let mut builder =
-            S3ServiceBuilder::new(FileSystem::new(PathBuf::from(directory)).expect("a directory"));
+        let directory = PathBuf::from(directory);
+        let files = FileSystem::new(&directory).expect("a directory");
+        let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
         let listener = tokio::net::TcpListener::bind(address).await.expect("an address");
         println!("serving at {}", listener.local_addr().expect("an address"));
         loop {
             let Ok((socket, _)) = listener.accept().await else { continue };
-            let service = service.clone();
+            let (service, directory) = (service.clone(), directory.clone());
+            // The file system would make a bucket that is not there.
+            let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let bucket = request.uri().path().split('/').nth(1).unwrap_or_default();
+                let is_there = directory.join(bucket).is_dir();
+                let service = service.clone();
+                async move {
+                    if is_there {
+                        return hyper::service::Service::call(&service, request).await;
+                    }
+                    let body = s3s::Body::from(NO_SUCH_BUCKET.to_owned());
+                    let response = Response::builder().status(StatusCode::NOT_FOUND).body(body);
+                    Ok(response.expect("a response"))
+                }
+            });
             tokio::spawn(async move {
                 let builder = Builder::new(TokioExecutor::new());
                 let _ = builder.serve_connection(TokioIo::new(socket), service).await;
@@ -181,10 +204,6 @@ fn add(server: &ServerProcess, text: &str) {
     let call = server.client.call("POST", "/v1/cubes/ann/memories");
     call.json(json!({ "text": text })).send_blocking().expect("an answer").expect(201);
 }
-
-const LOADED: &str = "memcube_snapshots_loaded_total";
-const FALLBACKS: &str = "memcube_snapshot_fallbacks_total";
-const SNAPSHOTS: &str = "memcube_snapshots_total";
 
 #[test]
 fn kills_of_both_servers_lose_nothing_that_was_acknowledged_and_double_nothing() {

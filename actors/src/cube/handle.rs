@@ -172,6 +172,10 @@ impl CubeHandle {
     /// `Invalid` for an empty or oversized query, `NotFound`, `Overloaded`, `Unavailable`.
     pub async fn search(&self, request: SearchRequest) -> Result<SearchOutcome> {
         check_search(&request)?;
+        let cold = self.cubes.search_cold(&self.context, &self.key, &request);
+        if let Some(outcome) = self.in_time(cold).await? {
+            return Ok(outcome);
+        }
         self.in_time(self.cubes.find(&self.key)).await?;
         let vector = match self.cubes.embedder() {
             Some(embedder) => {

@@ -97,10 +97,11 @@ impl Hydrator {
         let claim = self.claim(&key, Claiming::IfFree).await?;
         // The former owner may have written between the first read and the claim, but not since.
         let manifest = self.read_manifest(&key).await?;
-        if let Some(mut standby) = standby.filter(|standby| is_same(&standby.manifest, &manifest)) {
+        // Another snapshot counts as a change: it has cut the tail that the standby was read with,
+        // and a standby without one would write no tail for it.
+        if let Some(mut standby) = standby.filter(|standby| standby.manifest == manifest) {
             self.environment.reach("hydrate.standby-used", key.cube.as_str());
             standby.claim = claim;
-            standby.manifest = manifest;
             // The manifest does not tell when these change.
             standby.activation = self.read_activation(&standby.key).await?;
             return Ok(standby);
@@ -380,11 +381,6 @@ impl Hydrator {
         }
         Ok(())
     }
-}
-
-/// Whether a cube is the same under both manifests, apart from the snapshot that they name.
-fn is_same(left: &CubeManifest, right: &CubeManifest) -> bool {
-    CubeManifest { snapshot: right.snapshot.clone(), ..left.clone() } == *right
 }
 
 fn first_entry(output: &ReadOutput) -> Option<&Entry> {

@@ -1,10 +1,10 @@
-//! When a cube gets a snapshot, and how: written from a copy by a task of its own, and made valid by
-//! a commit like any other.
+//! When a cube gets a snapshot, and how: written from a copy by a task of its own, and made valid
+//! by a commit like any other.
 //!
-//! The commit names the snapshot in the manifest and leaves the cube's version as it is. If the cube
-//! has left RAM meanwhile, the task commits in its place, under the same claim: a next owner's claim
-//! refuses it. Invariant: a snapshot and the tail that the cube writes from its capture on make up
-//! the whole cube, and no snapshot outlives the purge of an item that it holds.
+//! The commit names the snapshot in the manifest and leaves the cube's version as it is. If the
+//! cube has left RAM meanwhile, the task commits in its place, under the same claim: a next owner's
+//! claim refuses it. Invariant: a snapshot and the tail that the cube writes from its capture on
+//! make up the whole cube, and no snapshot outlives the purge of an item that it holds.
 
 use std::sync::{
     Arc,
@@ -245,7 +245,7 @@ impl Running {
         }
         let (covers, made) = match std::mem::take(&mut self.snapshot.phase) {
             Phase::Made { covers, made } => (covers, made),
-            other => {
+            other @ (Phase::Idle | Phase::Making { .. }) => {
                 self.snapshot.phase = other;
                 return false;
             }

@@ -1,9 +1,9 @@
 //! Blobs: large bytes in an object store, named by their content and guarded by rows.
 //!
 //! A row announces a blob, the object is put, and the commit that refers to it makes the row live,
-//! on the condition that nobody has touched the row since (`memcube_schemas::blob`). The sweep takes
-//! away what nothing refers to. Invariant: nothing in the state store ever refers to an object that
-//! is not there, whatever crashes when, and however wrong the clocks are.
+//! on the condition that nobody has touched the row since (`memcube_schemas::blob`). The sweep
+//! takes away what nothing refers to. Invariant: nothing in the state store ever refers to an
+//! object that is not there, whatever crashes when, and however wrong the clocks are.
 
 mod error;
 mod mirror;

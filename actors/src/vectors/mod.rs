@@ -6,6 +6,7 @@
 
 mod ask_tables;
 mod build;
+mod cold;
 mod follow;
 mod indexer;
 mod rows;
@@ -40,6 +41,9 @@ pub struct VectorSettings {
     pub apply_after_ms: u64,
     /// Milliseconds after which a table that changed is tidied up.
     pub optimize_after_ms: u64,
+    /// Memories from which on a cube that is not in RAM is searched in its table, and stays out of
+    /// RAM; 0 for never.
+    pub cold_cube_items_min: u64,
 }
 
 /// How far one shard of a tenant is in the vector tier of this node.

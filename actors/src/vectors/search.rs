@@ -93,13 +93,7 @@ async fn search(
         Some(named) => Some(check_named(cubes, context, named).await?),
         None => None,
     };
-    let vector = match cubes.embedder() {
-        Some(embedder) => {
-            let mut embedded = embedder.embed(vec![request.query.clone()], Priority::Query).await?;
-            embedded.pop().map(|embedding| embedding.vector)
-        }
-        None => None,
-    };
+    let vector = embed_query(cubes, &request).await?;
     let shards: BTreeSet<u16> = match &named {
         Some(named) => named.iter().map(keys::feed_shard).collect(),
         None => (0..FEED_SHARDS).collect(),
@@ -127,6 +121,16 @@ async fn search(
     let hits = hits.ok_or_else(|| Error::internal("the ranking failed; see the log"))?;
     let tokens = hits.iter().map(|hit| hit.hit.item.tokens).sum();
     Ok(TenantSearchOutcome { hits, tokens, unindexed })
+}
+
+/// The vector of a question; `None` without a model.
+pub(super) async fn embed_query(
+    cubes: &Cubes,
+    request: &SearchRequest,
+) -> Result<Option<Vec<f32>>> {
+    let Some(embedder) = cubes.embedder() else { return Ok(None) };
+    let mut embedded = embedder.embed(vec![request.query.clone()], Priority::Query).await?;
+    Ok(embedded.pop().map(|embedding| embedding.vector))
 }
 
 /// The cubes that are named, each once. All of them have to exist.

@@ -38,6 +38,7 @@ use crate::{
 };
 
 const DIMENSIONS: usize = 64;
+const COLD_ITEMS_MIN: u64 = 40;
 
 struct World {
     cubes: Cubes,
@@ -65,7 +66,11 @@ impl Making {
         let Self { store, environment, index, dimensions } = self;
         let model = Arc::new(ScriptedEmbedder::new(dimensions));
         let embedder = EmbedderHandle::spawn(model, environment.clone()).await.expect("started");
-        let settings = VectorSettings { apply_after_ms: 1_000, optimize_after_ms: 60_000 };
+        let settings = VectorSettings {
+            apply_after_ms: 1_000,
+            optimize_after_ms: 60_000,
+            cold_cube_items_min: COLD_ITEMS_MIN,
+        };
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
@@ -490,4 +495,36 @@ async fn another_model_gets_tables_of_its_own() {
     let shards = world.cubes.vector_shards(&context()).await.expect("told");
     assert_eq!(shards.len(), usize::from(FEED_SHARDS));
     assert!(shards.iter().all(|shard| shard.watermark.is_some() && shard.behind == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_cube_out_of_ram_is_searched_where_it_lies() {
+    let world = Making::usual().start().await;
+    let notes: Vec<String> =
+        (0..COLD_ITEMS_MIN).map(|n| format!("note {n} about the harbour wall")).collect();
+    world.add("large", &notes.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    world.add("large", &["the violet umbrella hangs in the hall"]).await;
+    let gone = world.add("large", &["the violet umbrella is at the baker's"]).await;
+    world.add("small", &["the violet umbrella was lent to Eve"]).await;
+    world.settle().await;
+    // Gone before the cube leaves RAM, and perhaps not from its table yet.
+    world.delete("large", gone).await;
+    tokio::time::sleep(Duration::from_secs(1_300)).await;
+    let is_hot =
+        async |id: &str| world.cubes.describe(&context(), &cube_id(id)).await.expect("told").is_hot;
+    assert!(!is_hot("large").await && !is_hot("small").await);
+
+    let handle = |id: &str| world.cubes.cube(&context(), cube_id(id));
+    let ask = || SearchRequest::new("the violet umbrella");
+    let found = handle("large").search(ask()).await.expect("answered");
+    assert!(found.hits[0].item.text.contains("hangs in the hall"), "{found:?}");
+    assert!(found.hits.iter().all(|hit| !hit.item.text.contains("baker")), "{found:?}");
+    assert!(!is_hot("large").await, "it stayed out of RAM");
+    let version = handle("large").describe().await.expect("told").version;
+    assert_eq!(found.version, version);
+
+    handle("small").search(ask()).await.expect("answered");
+    assert!(is_hot("small").await, "a small cube comes into RAM");
+    let hot = handle("large").search(ask()).await.expect("answered");
+    assert_eq!(hot.hits[0].item.id, found.hits[0].item.id);
 }

@@ -24,6 +24,7 @@ use crate::{
 pub(crate) struct VectorTier {
     pub(super) index: SharedVectorIndex,
     pub(super) indexer: IndexerHandle,
+    pub(super) cold_cube_items_min: u64,
     model: Option<ModelId>,
 }
 
@@ -42,7 +43,8 @@ impl VectorTier {
         let model = embedder.as_ref().map(|embedder| embedder.model().clone());
         let deriving = Deriving { store, environment, embedder, index: Arc::clone(&index) };
         let indexer = Indexer::start(deriving, settings).await?;
-        Ok(Self { index, indexer, model })
+        let cold_cube_items_min = settings.cold_cube_items_min;
+        Ok(Self { index, indexer, cold_cube_items_min, model })
     }
 
     pub(super) fn table(&self, tenant: &TenantId, shard: u16) -> TableId {

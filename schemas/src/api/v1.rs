@@ -29,9 +29,15 @@ macro_rules! body {
 }
 
 // Below the macro, which it uses.
+mod events;
 mod nodes;
+mod tenant_search;
 
+pub use events::{ChangeBody, ChangeKind, EventBody, EventKind, EventsResponse, StreamClosed};
 pub use nodes::{HandOverRequest, HandOverResponse, ListNodesResponse, NodeBody, NodeCondition};
+pub use tenant_search::{
+    CubeHitBody, TenantSearchBody, TenantSearchResponse, VectorShardBody, VectorsResponse,
+};
 
 body! {
     /// Makes a cube.
@@ -405,182 +411,6 @@ body! {
         /// The version of the cube that was searched.
         #[cfg_attr(feature = "openapi", schema(value_type = u64))]
         version: Version,
-    }
-}
-
-/// What an event tells of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum EventKind {
-    /// A cube was made.
-    Made,
-    /// Memories of a cube changed.
-    Changed,
-    /// A cube was deleted with everything in it.
-    Erased,
-    /// The cube came whole out of a backup: list its memories.
-    Restored,
-}
-
-impl EventKind {
-    /// As it is written.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Made => "made",
-            Self::Changed => "changed",
-            Self::Erased => "erased",
-            Self::Restored => "restored",
-        }
-    }
-}
-
-/// What became of a memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum ChangeKind {
-    /// It is new.
-    Added,
-    /// It was said again.
-    Repeated,
-    /// Its text, status, labels or data changed.
-    Updated,
-    /// It was forgotten, its history kept.
-    Deleted,
-    /// It was forgotten together with its history.
-    Purged,
-}
-
-body! {
-    /// One memory that a commit changed.
-    response ChangeBody {
-        /// Which memory.
-        #[cfg_attr(feature = "openapi", schema(value_type = String))]
-        memory: MemoryId,
-        /// What became of it.
-        change: ChangeKind,
-        /// Its revision after the change; of a memory that is gone, the last one.
-        revision: u32,
-    }
-}
-
-body! {
-    /// One commit of one cube. It names memories and tells no texts.
-    response EventBody {
-        /// The cursor after this event: resume with `after=` or `Last-Event-ID`.
-        id: String,
-        /// What it tells of.
-        event: EventKind,
-        /// Which cube.
-        #[cfg_attr(feature = "openapi", schema(value_type = String))]
-        cube: CubeId,
-        /// The cube's version after the commit: 0 when it is made, then 1, 2, … without a gap.
-        #[cfg_attr(feature = "openapi", schema(value_type = u64))]
-        version: Version,
-        /// When (RFC 3339), on the clock of the node that committed.
-        at: String,
-        /// The memories that changed; empty unless the event is `changed`.
-        changes: Vec<ChangeBody>,
-    }
-}
-
-body! {
-    /// A page of events, in the order of the commits.
-    response EventsResponse {
-        /// The events.
-        events: Vec<EventBody>,
-        /// Everything up to here has been told: ask on with `after=`.
-        cursor: String,
-        /// Whether there is more already.
-        more: bool,
-    }
-}
-
-body! {
-    /// The end of a stream of events, as its last event `closed`.
-    response StreamClosed {
-        /// Stable name of the reason, as in a problem: `overloaded` when the reader was too slow,
-        /// `gone` when it was so slow that events were trimmed, `unavailable` when the server
-        /// stops.
-        code: String,
-        /// What happened and what to do.
-        detail: String,
-    }
-}
-
-body! {
-    /// Asks many cubes.
-    request TenantSearchBody {
-        /// The question.
-        query: String,
-        /// Hits at the most, over all cubes; 10 if left out.
-        #[serde(default)]
-        top_k: Option<usize>,
-        /// Word pieces that all hits together may have.
-        #[serde(default)]
-        token_budget: Option<u32>,
-        /// Hits below this relativity, from 0 to 1, are left out.
-        #[serde(default)]
-        relativity_min: Option<f32>,
-        /// Which memories count.
-        #[serde(default)]
-        filter: Option<SearchFilterBody>,
-        /// Which cubes to ask; all of the tenant's if left out.
-        #[serde(default)]
-        #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
-        cubes: Option<Vec<CubeId>>,
-    }
-}
-
-body! {
-    /// One memory that was found, and where.
-    response CubeHitBody {
-        /// The cube that holds it.
-        #[cfg_attr(feature = "openapi", schema(value_type = String))]
-        cube: CubeId,
-        /// The memory.
-        memory: MemoryBody,
-        /// How well it fits, from 0 to 1.
-        relativity: f32,
-        /// Why it was found. Across cubes there are no z-scores, and no neighbours lend words.
-        scores: ScoresBody,
-    }
-}
-
-body! {
-    /// What was found in many cubes.
-    response TenantSearchResponse {
-        /// Best first.
-        hits: Vec<CubeHitBody>,
-        /// Word pieces of all hits together.
-        tokens: u32,
-        /// Memories that were read one by one because the vector tier had not seen their last
-        /// change yet.
-        unindexed: usize,
-    }
-}
-
-body! {
-    /// One part of a tenant's cubes in the vector tier of a node.
-    response VectorShardBody {
-        /// Which part.
-        shard: u16,
-        /// Whether searches are answered from it.
-        ready: bool,
-        /// Commits that it has not seen yet, as far as they were counted.
-        behind: usize,
-    }
-}
-
-body! {
-    /// How far the vector tier of a node is with a tenant's cubes.
-    response VectorsResponse {
-        /// `none`, `in-ram` or `lance`.
-        kind: String,
-        /// Its parts; empty without a tier.
-        shards: Vec<VectorShardBody>,
     }
 }
 

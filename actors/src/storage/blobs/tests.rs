@@ -333,7 +333,7 @@ impl World {
 }
 
 /// Runs something until the power goes.
-async fn until_dark<T>(work: impl Future<Output = T>) -> Option<T> {
+fn until_dark<T>(work: impl Future<Output = T>) -> Option<T> {
     // Nothing in it waits for anything but the power.
     work.now_or_never()
 }
@@ -378,12 +378,11 @@ async fn a_crash_at_any_step_leaves_no_dangling_reference_and_no_orphan() {
     for step in 0.. {
         let world = World::new();
         let blobs = world.blobs(&Power::until(step));
-        let work = until_dark(async {
+        let done = until_dark(async {
             world.replace(&blobs, FIRST).await?;
             world.replace(&blobs, SECOND).await?;
             blobs.sweep(&world.tenant, 0).await
         });
-        let done = work.await;
         world.check(&[FIRST, SECOND], &format!("dark at step {step}")).await;
         if let Some(swept) = done {
             assert_eq!(swept.expect("swept").removed, 1);
@@ -405,7 +404,7 @@ async fn a_sweep_between_put_and_commit_is_noticed_by_the_commit() {
         let prepared = blobs.begin(&world.tenant, b"new".to_vec()).await.expect("put");
         // A sweep that knows no grace, on another node whose power goes.
         let other = world.blobs(&Power::until(step));
-        let swept = until_dark(other.sweep(&world.tenant, 0)).await;
+        let swept = until_dark(other.sweep(&world.tenant, 0));
         let referred = world.refer(&blobs, &prepared).await;
         match referred {
             Ok(()) => assert!(swept.is_none(), "step {step}"),
@@ -426,7 +425,7 @@ async fn whoever_is_held_up_removes_only_what_it_doomed() {
     for step in 0..8 {
         // It stops somewhere between seeing the blob and clearing its row, and its last request to
         // the object store is still on its way.
-        until_dark(world.blobs(&Power::until(step)).sweep(&world.tenant, 0)).await;
+        until_dark(world.blobs(&Power::until(step)).sweep(&world.tenant, 0));
         let late = world.objects.names().await;
         let id = world.replace(&blobs, b"same").await.expect("put again");
         for name in late.iter().filter_map(|name| name.parse().ok()).filter(|late| *late != id) {
