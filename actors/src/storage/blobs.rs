@@ -167,14 +167,13 @@ impl Blobs {
             self.objects.put_opts(path, PutPayload::from(sealed.clone()), options)
         };
         let outcome = match put(PutMode::Create).await {
-            // Written by a try of the same put whose answer was lost; whole, or torn.
+            // Written by a try of the same put whose answer was lost, whole or torn.
+            // Or the store cannot make sure. The name is that of the content, so that overwriting
+            // does no harm.
             Err(
                 object_store::Error::AlreadyExists { .. }
-                | object_store::Error::Precondition { .. },
-            ) => put(PutMode::Overwrite).await,
-            // The name is that of the content, so that overwriting does no harm.
-            Err(
-                object_store::Error::NotImplemented { .. }
+                | object_store::Error::Precondition { .. }
+                | object_store::Error::NotImplemented { .. }
                 | object_store::Error::NotSupported { .. },
             ) => put(PutMode::Overwrite).await,
             outcome => outcome,
