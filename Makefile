@@ -99,6 +99,7 @@ lint: setup ## Checks formatting, clippy, the lower crates alone, and the docume
 		echo 'shellcheck'; shellcheck .ci/run .ci/*.sh deploy/*.sh benches/*.sh; \
 	else echo 'lint: `shellcheck` is not installed; the scripts were not checked'; fi
 
+bench: MEMCUBE_FEATURES = $(FEATURES) lance
 bench: setup model ## Runs the benchmarks in benches/
 	@benches/run.sh
 

@@ -9,7 +9,9 @@ use memcube_actors::{
     environment::Environment,
     housekeeper::{Chore, HouseRules},
     storage::{
-        InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex, blobs::Plain, gate,
+        InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex,
+        blobs::{Plain, Seal},
+        gate,
     },
     vectors::{self, VectorParts},
 };
@@ -36,6 +38,7 @@ pub struct NodeBuilder {
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
     objects: Option<Arc<dyn ObjectStore>>,
+    seal: Option<Arc<dyn Seal>>,
     chores: Vec<Arc<dyn Chore>>,
 }
 
@@ -90,6 +93,14 @@ impl NodeBuilder {
         self
     }
 
+    /// With blobs sealed by this, for example encrypted under a key of each tenant. What was stored
+    /// under another seal cannot be read, and cubes then come from their rows.
+    #[must_use]
+    pub fn with_seal(mut self, seal: Arc<dyn Seal>) -> Self {
+        self.seal = Some(seal);
+        self
+    }
+
     /// With something more for the housekeeper to do now and then.
     #[must_use]
     pub fn with_chore(mut self, chore: Arc<dyn Chore>) -> Self {
@@ -103,8 +114,8 @@ impl NodeBuilder {
     /// `Unavailable` when the data directory or the model cannot be opened or an address is taken,
     /// `Invalid` when the settings of the cluster make no sense, with what to do about it.
     pub async fn start(self) -> Result<Node> {
-        let Self { settings, store, environment, embedder, cluster, vectors, objects, chores } =
-            self;
+        let Self { settings, store, environment, embedder, cluster, vectors, objects, .. } = self;
+        let (seal, chores) = (self.seal.unwrap_or_else(|| Arc::new(Plain)), self.chores);
         let environment = environment.unwrap_or_else(environment::system);
         // First, because what is wrong with it is found at once.
         let (node, cluster) = match cluster {
@@ -152,7 +163,7 @@ impl NodeBuilder {
         };
         let blobs = objects.map(|objects| BlobParts {
             objects,
-            seal: Arc::new(Plain),
+            seal,
             grace_ms: settings.blobs.grace_ms,
             snapshot_items_min: settings.blobs.snapshot_items_min,
         });

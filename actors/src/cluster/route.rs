@@ -230,7 +230,7 @@ impl Cubes {
     }
 
     /// The node at which a cube was found last, while it is alive.
-    fn route(&self, key: &CubeKey) -> Option<NodeId> {
+    pub(crate) fn route(&self, key: &CubeKey) -> Option<NodeId> {
         let shared = self.shared();
         let node = shared.routes.get(key).map(|node| node.clone())?;
         let is_alive = shared.views.borrow().others.contains_key(&node);

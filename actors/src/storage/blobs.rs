@@ -15,7 +15,7 @@ pub(crate) mod tests;
 use std::{fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, future::join, stream};
 use memcube_schemas::{
     BlobId, CubeId, TenantId, Version,
     blob::{BlobRecord, BlobState},
@@ -168,14 +168,13 @@ impl Blobs {
             self.objects.put_opts(path, PutPayload::from(sealed.clone()), options)
         };
         let outcome = match put(PutMode::Create).await {
-            // Written by a try of the same put whose answer was lost; whole, or torn.
+            // Written by a try of the same put whose answer was lost, whole or torn.
+            // Or the store cannot make sure. The name is that of the content, so that overwriting
+            // does no harm.
             Err(
                 object_store::Error::AlreadyExists { .. }
-                | object_store::Error::Precondition { .. },
-            ) => put(PutMode::Overwrite).await,
-            // The name is that of the content, so that overwriting does no harm.
-            Err(
-                object_store::Error::NotImplemented { .. }
+                | object_store::Error::Precondition { .. }
+                | object_store::Error::NotImplemented { .. }
                 | object_store::Error::NotSupported { .. },
             ) => put(PutMode::Overwrite).await,
             outcome => outcome,
@@ -235,19 +234,29 @@ impl Blobs {
     }
 
     /// Appends a part and hashes it, while the next ones are on their way.
-    async fn take(&self, mut whole: Whole, part: Bytes) -> BlobResult<Whole> {
-        let work = move || {
-            whole.hash.update(&part);
-            if whole.bytes.is_empty() && part.len() == whole.bytes.capacity() {
+    async fn take(&self, whole: Whole, part: Bytes) -> BlobResult<Whole> {
+        let Whole { mut bytes, mut hash } = whole;
+        let panicked = || BlobError::unreachable("hashing a blob panicked");
+        if bytes.is_empty() && part.len() == bytes.capacity() {
+            let work = move || {
+                hash.update(&part);
                 // A small blob is one part, and stays where it is.
-                whole.bytes = Vec::from(part);
-            } else {
-                whole.bytes.extend_from_slice(&part);
-            }
-            whole
-        };
-        let done = self.environment.compute(work).await;
-        done.ok_or_else(|| BlobError::unreachable("hashing a blob panicked"))
+                Whole { bytes: Vec::from(part), hash }
+            };
+            return self.environment.compute(work).await.ok_or_else(panicked);
+        }
+        // Memory that is touched for the first time takes about as long to fill as to hash.
+        let hashed = part.clone();
+        let hashing = self.environment.compute(move || {
+            hash.update(&hashed);
+            hash
+        });
+        let copying = self.environment.compute(move || {
+            bytes.extend_from_slice(&part);
+            bytes
+        });
+        let (hash, bytes) = join(hashing, copying).await;
+        Ok(Whole { bytes: bytes.ok_or_else(panicked)?, hash: hash.ok_or_else(panicked)? })
     }
 }
 

@@ -31,7 +31,8 @@ impl Cubes {
     /// is in RAM, or small, or another node's, or not in a table that can answer.
     ///
     /// # Errors
-    /// `Unavailable` when the store does not answer.
+    /// `Unavailable` when the store does not answer, `Overloaded` past the bound of searches that
+    /// ask tables.
     pub(crate) async fn search_cold(
         &self,
         context: &TenantContext,
@@ -39,13 +40,15 @@ impl Cubes {
         request: &SearchRequest,
     ) -> Result<Option<SearchOutcome>> {
         let Some(tier) = &self.shared().vectors else { return Ok(None) };
-        if tier.cold_cube_items_min == 0 || self.shared().directory.contains_key(key) {
+        let is_served = self.shared().directory.contains_key(key) || self.route(key).is_some();
+        if tier.cold_cube_items_min == 0 || is_served {
             return Ok(None);
         }
         let Some(mut manifest) = self.manifest(key).await? else { return Ok(None) };
         if manifest.items < tier.cold_cube_items_min || !self.belongs_here(key).await? {
             return Ok(None);
         }
+        let _place = self.shared().search_places.take()?;
         let asking = Asking {
             cubes: self,
             context,

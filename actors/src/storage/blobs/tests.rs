@@ -504,3 +504,32 @@ fn parts_cover_everything_once() {
         assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start));
     }
 }
+
+/// Adds a number to every byte.
+struct Shift(u8);
+
+impl Seal for Shift {
+    fn seal(&self, _: &TenantId, bytes: Vec<u8>) -> BlobResult<Vec<u8>> {
+        Ok(bytes.into_iter().map(|byte| byte.wrapping_add(self.0)).collect())
+    }
+
+    fn open(&self, _: &TenantId, sealed: Bytes) -> BlobResult<Bytes> {
+        Ok(sealed.iter().map(|byte| byte.wrapping_sub(self.0)).collect())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_the_object_store_is_sealed() {
+    const FIRST: &[u8] = b"Ann adopted a greyhound";
+    let world = World::new();
+    let sealed = |seal| {
+        let (objects, rows) = (Arc::new(world.objects.clone()), Arc::new(world.rows.clone()));
+        Blobs::new(objects, rows, world.environment.clone(), Arc::new(Shift(seal)))
+    };
+    let id = world.replace(&sealed(7), FIRST).await.expect("put");
+    let holds = |bytes: &[u8]| bytes.windows(FIRST.len()).any(|window| window == FIRST);
+    let stored = world.objects.get(&path(&world.tenant, id)).await.expect("there");
+    assert!(!holds(&stored.bytes().await.expect("read")), "it lies there as it was");
+    assert_eq!(sealed(7).get(&world.tenant, id).await.expect("opened"), FIRST);
+    assert_ne!(sealed(8).get(&world.tenant, id).await.expect("of no sense"), FIRST);
+}
