@@ -99,7 +99,17 @@ impl Backend for Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms() {
     let mut cluster = Cluster::default();
+    let (neighbour, options) = open_fresh().await;
+    cluster.opened.push(options);
+    // Another installation commits meanwhile, so commits of the suite share versions with its own.
+    let busy = tokio::spawn(async move {
+        for token in 0.. {
+            neighbour.commit(set(token, "a", b"busy")).await.expect("committed");
+            tokio::task::yield_now().await;
+        }
+    });
     run_all(&mut cluster).await;
+    busy.abort();
     for options in cluster.opened {
         open(&options).await.erase().await.expect("erased");
     }

@@ -9,7 +9,8 @@ use memcube_schemas::{Version, keys::KeyRange};
 
 use super::Backend;
 use crate::storage::{
-    Check, Commit, CommitToken, Mutation, RangePage, RangeRead, SharedStore, StoreError,
+    Check, Commit, CommitToken, Mutation, RangePage, RangeRead, STAMP_BYTES, SharedStore,
+    StoreError,
 };
 
 /// The store under test, and fresh tokens for it.
@@ -135,4 +136,19 @@ pub(super) fn stamped(prefix: &str, value: &str) -> Mutation {
         prefix: prefix.as_bytes().to_vec(),
         value: value.as_bytes().to_vec(),
     }
+}
+
+/// The version, the place among the commits of that version, and the position in the commit that a
+/// stamped key names.
+pub(super) fn stamp_of(key: &[u8], prefix: &str) -> (Version, u16, u16) {
+    let stamp = key.strip_prefix(prefix.as_bytes()).expect("under its prefix");
+    let stamp: [u8; STAMP_BYTES] = stamp.try_into().expect("a stamp of twelve bytes");
+    let (version, rest) = stamp.split_first_chunk::<8>().expect("a version");
+    let (place, position) = rest.split_first_chunk::<2>().expect("a place");
+    let position = position.try_into().expect("a position");
+    (
+        Version(u64::from_be_bytes(*version)),
+        u16::from_be_bytes(*place),
+        u16::from_be_bytes(position),
+    )
 }
