@@ -4,6 +4,8 @@
 #   DATA_DIR           where `make run` keeps its memories      (run/data)
 #   LISTEN             the address `make run` answers on        (127.0.0.1:7700)
 #   MODEL_DIR          where the embedding model lies           (~/.cache/memcube/models/minilm-l6-v2)
+#   LANGUAGE_MODEL     `local`, or `none` for no answers        (local)
+#   LANGUAGE_MODEL_DIR where the language model lies            (~/.cache/memcube/models/smollm2-135m-instruct)
 #   PROFILE            cargo profile of `make run`              (release)
 #   SIM_SECONDS        how long each swarm of `make sim` searches       (120)
 #   FEATURES           more features to build and test, as in `make test FEATURES=full`   (none)
@@ -17,6 +19,7 @@ DATA_DIR ?= run/data
 LISTEN ?= 127.0.0.1:7700
 PROFILE ?= release
 FEATURES ?=
+LANGUAGE_MODEL ?= local
 SIM_SECONDS ?= 120
 ifdef MEMCUBE_MODEL_DIR
 MODEL_DIR ?= $(MEMCUBE_MODEL_DIR)
@@ -28,6 +31,9 @@ endif
 # The scripts and the tests find the model by this name.
 override MEMCUBE_MODEL_DIR := $(MODEL_DIR)
 export MEMCUBE_MODEL_DIR
+ifdef LANGUAGE_MODEL_DIR
+export MEMCUBE_LANGUAGE_MODEL_DIR := $(LANGUAGE_MODEL_DIR)
+endif
 
 # A rustup that was installed a minute ago is not on the PATH of this terminal yet.
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -53,13 +59,15 @@ help: ## Lists these commands
 	@echo
 	@echo 'Settings (DATA_DIR, LISTEN, MODEL_DIR, PROFILE, ...) are at the top of the Makefile.'
 
-run: setup model ## Sets up what is missing, builds, and starts a server on LISTEN
+# `make run LANGUAGE_MODEL=none` does without the language model.
+run: setup model $(if $(filter none,$(LANGUAGE_MODEL)),,language-model) ## Sets up what is missing, builds, and starts a server on LISTEN
 	@echo 'run: building memcube ($(PROFILE)); the first build takes minutes, later ones seconds'
 	@echo 'run: then serving on `$(LISTEN)`, memories in `$(DATA_DIR)`; Ctrl-C stops it'
 	@mkdir -p '$(DATA_DIR)'
-	@exec $(MEMCUBE) serve --data-dir '$(DATA_DIR)' --listen '$(LISTEN)' --model-dir '$(MODEL_DIR)'
+	@exec $(MEMCUBE) serve --data-dir '$(DATA_DIR)' --listen '$(LISTEN)' --model-dir '$(MODEL_DIR)' \
+		--language-model '$(LANGUAGE_MODEL)'
 
-test: setup model ## Runs every test of every crate, and sums them up in the last line
+test: setup model language-model ## Runs every test of every crate, and sums them up in the last line
 	@.ci/cargo-test.sh --workspace $(LOCKED) $(WITH_FEATURES)
 
 # A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
@@ -100,14 +108,14 @@ lint: setup ## Checks formatting, clippy, the lower crates alone, and the docume
 	else echo 'lint: `shellcheck` is not installed; the scripts were not checked'; fi
 
 bench: MEMCUBE_FEATURES = $(FEATURES) lance
-bench: setup model ## Runs the benchmarks in benches/
+bench: setup model language-model ## Runs the benchmarks in benches/
 	@benches/run.sh
 
 model: ## Fetches the embedding model into MODEL_DIR, once
 	@deploy/fetch-model.sh
 
 language-model: ## Fetches a small language model, once; see deploy/fetch-model.sh
-	@MEMCUBE_LANGUAGE_MODEL_DIR='$(LANGUAGE_MODEL_DIR)' deploy/fetch-model.sh smollm2-135m-instruct
+	@deploy/fetch-model.sh smollm2-135m-instruct
 
 setup: ## Checks for what building needs; installs it where it may
 	@deploy/setup.sh

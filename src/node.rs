@@ -8,6 +8,7 @@ use memcube_actors::{
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
     housekeeper::{Chore, HouseRules},
+    inference::{Engine, InferenceParts},
     storage::{
         InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex,
         blobs::{Plain, Seal},
@@ -21,7 +22,7 @@ use object_store::ObjectStore;
 
 use crate::{
     cluster, environment, inference,
-    settings::{EmbedderKind, Settings, StoreKind, VectorsKind},
+    settings::{EmbedderKind, InferenceKind, Settings, StoreKind, VectorsKind},
     storage::{self, EmbeddedStore},
 };
 
@@ -35,6 +36,7 @@ pub struct NodeBuilder {
     store: Option<SharedStore>,
     environment: Option<Environment>,
     embedder: Option<Arc<dyn Embedder>>,
+    engine: Option<Arc<dyn Engine>>,
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
     objects: Option<Arc<dyn ObjectStore>>,
@@ -68,6 +70,13 @@ impl NodeBuilder {
     #[must_use]
     pub fn with_embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
         self.embedder = Some(embedder);
+        self
+    }
+
+    /// With this language model in place of the one that the settings name.
+    #[must_use]
+    pub fn with_engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
         self
     }
 
@@ -145,6 +154,10 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
+        let engine = match self.engine {
+            Some(engine) => Some(engine),
+            None => open_engine(&settings).await?,
+        };
         let vectors = match vectors {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
@@ -179,6 +192,9 @@ impl NodeBuilder {
             blobs,
         })
         .await?;
+        if let Some(engine) = engine {
+            cubes.serve_model(inference_parts(&settings, engine)?).await?;
+        }
         let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
         cubes.keep_house(rules, chores).await?;
         Ok(Node { cubes, store, environment, settings })
@@ -253,6 +269,31 @@ async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>>
             opened.map_err(|error| Error::internal(error.to_string()))?.map(Some)
         }
     }
+}
+
+async fn open_engine(settings: &Settings) -> Result<Option<Arc<dyn Engine>>> {
+    match settings.inference.kind {
+        InferenceKind::None => Ok(None),
+        InferenceKind::Local => {
+            let settings = settings.inference.clone();
+            let opened = tokio::task::spawn_blocking(move || inference::open_local(&settings));
+            opened.await.map_err(|error| Error::internal(error.to_string()))?.map(Some)
+        }
+    }
+}
+
+/// A language model with the tiers that the settings describe. Blobs in a bucket get copies on the
+/// disk of this node.
+fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<InferenceParts> {
+    let are_in_bucket = storage::blobs::are_in_bucket(settings)?;
+    let disk = if are_in_bucket {
+        let directory = settings.store.data_dir.join("blocks");
+        Some((storage::blobs::open_directory(&directory)?, settings.inference.disk_bytes_max))
+    } else {
+        None
+    };
+    let cache = settings.inference.cache();
+    Ok(InferenceParts { engine, cache, disk, objects_are_local: !are_in_bucket })
 }
 
 /// The vector index that the settings name, if they name one.

@@ -2,6 +2,7 @@
 //! order.
 
 mod cluster;
+mod inference;
 
 use std::{
     fmt,
@@ -17,7 +18,10 @@ use figment::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::cluster::split_address;
-pub use self::cluster::{ClusterSettings, Secret};
+pub use self::{
+    cluster::{ClusterSettings, Secret},
+    inference::{InferenceKind, InferenceSettings},
+};
 use crate::storage::blobs::Place;
 
 /// Environment variables start with this; `MEMCUBE__HTTP__LISTEN` sets `listen` in `[http]`.
@@ -41,6 +45,8 @@ pub struct Settings {
     pub cube: CubeSettings,
     /// The model that embeds.
     pub embedder: EmbedderSettings,
+    /// The model that answers.
+    pub inference: InferenceSettings,
     /// The other machines.
     pub cluster: ClusterSettings,
     /// Searches over many cubes.
@@ -377,6 +383,7 @@ impl Settings {
     pub fn validate(self) -> Result<Self, SettingsError> {
         let mut mistakes = self.mistakes_in_values();
         mistakes.extend(self.cluster.mistakes_together(Some(self.store.kind), self.http.listen));
+        mistakes.extend(self.inference.mistakes_together());
         if mistakes.is_empty() { Ok(self) } else { Err(SettingsError { mistakes }) }
     }
 
@@ -427,6 +434,7 @@ impl Settings {
             mistakes.push(format!("`log.filter` cannot be read: {error}"));
         }
         mistakes.extend(self.cluster.mistakes_in_values());
+        mistakes.extend(self.inference.mistakes_in_values());
         mistakes
     }
 }
@@ -460,11 +468,13 @@ fn default_data_dir() -> PathBuf {
     std::env::var_os("MEMCUBE_DATA_DIR").map_or_else(|| home().join(".memcube"), PathBuf::from)
 }
 
+fn cache_dir() -> PathBuf {
+    std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from)
+}
+
 fn default_model_dir() -> PathBuf {
-    let cache =
-        || std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
     std::env::var_os("MEMCUBE_MODEL_DIR")
-        .map_or_else(|| cache().join("memcube/models/minilm-l6-v2"), PathBuf::from)
+        .map_or_else(|| cache_dir().join("memcube/models/minilm-l6-v2"), PathBuf::from)
 }
 
 #[cfg(test)]

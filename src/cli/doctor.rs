@@ -21,7 +21,10 @@ use super::{Client, data_dir::DataDir, options::Options, output, running};
 use crate::{environment, storage::FoundationDbStore};
 use crate::{
     inference,
-    settings::{EmbedderKind, EmbedderSettings, Settings, StoreKind, StoreSettings},
+    settings::{
+        EmbedderKind, EmbedderSettings, InferenceKind, InferenceSettings, Settings, StoreKind,
+        StoreSettings,
+    },
     storage::{self, EmbeddedStore, blobs::Place},
 };
 #[cfg(feature = "fdb")]
@@ -170,7 +173,24 @@ fn examine(settings: &Settings) -> Vec<Finding> {
             checks.push(skipped("model", detail));
         }
     }
+    checks.push(language_model(&settings.inference));
     checks
+}
+
+fn language_model(settings: &InferenceSettings) -> Finding {
+    const CHECK: &str = "language model";
+    match settings.kind {
+        InferenceKind::None => skipped(CHECK, "none is configured: nobody answers chats"),
+        InferenceKind::Local => match inference::open_local(settings) {
+            Ok(engine) => good(CHECK, format!("`{}` is loaded", engine.facts().fingerprint.model)),
+            Err(error) => bad(
+                CHECK,
+                error.to_string(),
+                "run `make language-model`, name a file in `inference.model-file`, or set \
+                 `inference.kind` to `none`",
+            ),
+        },
+    }
 }
 
 /// The directory itself, or the one in which the first start makes it.

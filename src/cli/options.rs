@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::settings::{EmbedderKind, Settings};
+use crate::settings::{EmbedderKind, InferenceKind, Settings};
 
 const NODE: &str = "Node";
 const SERVER: &str = "Server to talk to";
@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// Model that embeds; with `none`, recall finds words, not meanings.
     #[arg(long, global = true, value_name = "MODEL", help_heading = NODE)]
     pub(crate) embedder: Option<EmbedderChoice>,
+    /// Model that answers; without one, memories are kept and found only [default: none].
+    #[arg(long, global = true, value_name = "MODEL", help_heading = NODE)]
+    pub(crate) language_model: Option<LanguageModelChoice>,
 }
 
 /// An embedder on the command line.
@@ -35,6 +38,15 @@ pub(crate) struct Options {
 pub(crate) enum EmbedderChoice {
     /// all-MiniLM-L6-v2 on this machine.
     Minilm,
+    /// No model.
+    None,
+}
+
+/// A language model on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LanguageModelChoice {
+    /// The model of `[inference]` on this machine; SmolLM2-135M-Instruct if none is named.
+    Local,
     /// No model.
     None,
 }
@@ -87,6 +99,11 @@ impl Options {
         match self.embedder {
             Some(EmbedderChoice::Minilm) => settings.embedder.kind = EmbedderKind::Minilm,
             Some(EmbedderChoice::None) => settings.embedder.kind = EmbedderKind::None,
+            None => {}
+        }
+        match self.language_model {
+            Some(LanguageModelChoice::Local) => settings.inference.kind = InferenceKind::Local,
+            Some(LanguageModelChoice::None) => settings.inference.kind = InferenceKind::None,
             None => {}
         }
         Ok(settings)

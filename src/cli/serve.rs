@@ -136,6 +136,11 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     let address = &running.address;
     let model = running.node.cubes().embedder().map(|embedder| embedder.model().to_string());
     let model = model.unwrap_or_else(|| "none: recall finds words, not meanings".to_owned());
+    let language_model = running.node.cubes().inference();
+    let language_model = language_model.map_or_else(
+        || "none: `--language-model local` runs one, see `make language-model`".to_owned(),
+        |inference| inference.facts().fingerprint.model.to_string(),
+    );
     let memories = match running.node.settings().store.kind {
         StoreKind::Embedded => data_dir.path().display().to_string(),
         StoreKind::FoundationDb => "in the FoundationDB cluster".to_owned(),
@@ -158,8 +163,8 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
         )
     };
     output::line(format_args!(
-        "memcube {} answers on {address}\n\n  memories  {memories}\n  model     {model}\n  \
-         API key   {key}\n\nTo make a cube, remember something and find it, paste this in another \
+        "memcube {} answers on {address}\n\n  memories  {memories}\n  embedder  {model}\n  \
+         answers   {language_model}\n  API key   {key}\n\nTo make a cube, remember something and find it, paste this in another \
          terminal:\n\n  {export}\n{}\n{}\n{}\n\nCtrl-C stops it.",
         env!("CARGO_PKG_VERSION"),
         curl("", r#"{"id":"me"}"#),

@@ -101,6 +101,14 @@ pub fn open(settings: &Settings) -> Result<Option<Arc<dyn ObjectStore>>> {
     }
 }
 
+/// Whether blobs lie in a bucket, away from this machine.
+///
+/// # Errors
+/// `Invalid` when `blobs.url` makes no sense.
+pub(crate) fn are_in_bucket(settings: &Settings) -> Result<bool> {
+    Ok(matches!(Place::of(settings)?, Place::Bucket { .. }))
+}
+
 fn unusable(path: &FilePath, error: &dyn std::fmt::Display) -> Error {
     Error::unavailable(format!(
         "cannot use the directory `{}` for blobs: {error}; make it writable, or set `blobs.url` to \
@@ -109,7 +117,11 @@ fn unusable(path: &FilePath, error: &dyn std::fmt::Display) -> Error {
     ))
 }
 
-fn open_directory(path: &FilePath) -> Result<Arc<dyn ObjectStore>> {
+/// Opens a directory for blobs; makes it if it is not there.
+///
+/// # Errors
+/// `Unavailable` when it cannot be used.
+pub(crate) fn open_directory(path: &FilePath) -> Result<Arc<dyn ObjectStore>> {
     let failed = |error: &dyn std::fmt::Display| unusable(path, error);
     std::fs::create_dir_all(path).map_err(|error| failed(&error))?;
     let files = LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?;

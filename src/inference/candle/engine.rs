@@ -19,10 +19,11 @@ use memcube_schemas::ModelId;
 use memcube_schemas::activation::{KvDtype, ModelFingerprint};
 use memcube_schemas::conversation::Role;
 
-use super::ID_DIGITS;
 use super::language::{
     ChatRole, ForwardError, KV_LAYOUT, KvCache, KvError, LocalModel, ModelError, sample,
 };
+use super::{ID_DIGITS, processors};
+use crate::settings::InferenceSettings;
 
 /// SHA-256 of the file of SmolLM2-135M-Instruct, as `sha256sum` writes it.
 pub const SMOLLM2_CHECKSUMS: &str =
@@ -84,6 +85,20 @@ impl CandleEngine {
             .split_once("  ")
             .ok_or_else(|| Error::new(ErrorKind::Internal, "no checksum is pinned"))?;
         Self::open(SMOLLM2, &dir.join(file), Some(checksum), threads)
+    }
+
+    /// Opens the model that the settings name.
+    ///
+    /// # Errors
+    /// As [`CandleEngine::open`].
+    pub fn of(settings: &InferenceSettings) -> Result<Self> {
+        let threads = processors(settings.threads);
+        let Some(file) = &settings.model_file else {
+            return Self::open_smollm2(&settings.model_dir, threads);
+        };
+        let of_file = || file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
+        let name = settings.model_name.as_deref().unwrap_or_else(of_file);
+        Self::open(name, file, settings.checksum.as_deref(), threads)
     }
 
     /// The model behind it.

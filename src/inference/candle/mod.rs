@@ -68,15 +68,19 @@ impl Embedder for MiniLmEmbedder {
 /// read.
 pub fn open(settings: &EmbedderSettings) -> Result<Arc<dyn Embedder>> {
     let weights = verify(&settings.model_dir)?;
-    let threads = match settings.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    };
-    let model = open_model(&settings.model_dir, threads).map_err(|error| {
+    let model = open_model(&settings.model_dir, processors(settings.threads)).map_err(|error| {
         Error::new(ErrorKind::Corrupt, format!("the embedding model cannot be loaded: {error}"))
     })?;
     let id = ModelId::new(format!("minilm-l6-v2@{}", &weights[..ID_DIGITS]))?;
     Ok(Arc::new(MiniLmEmbedder { id, model }))
+}
+
+/// So many processors; 0 stands for all.
+fn processors(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    }
 }
 
 #[cfg(not(any(feature = "cuda", feature = "metal")))]
