@@ -162,14 +162,7 @@ impl NodeBuilder {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
         };
-        let vectors = vectors.map(|index| VectorParts {
-            index,
-            settings: vectors::VectorSettings {
-                apply_after_ms: settings.vectors.apply_after_ms,
-                optimize_after_ms: settings.vectors.optimize_after_ms,
-                cold_cube_items_min: settings.vectors.cold_cube_items_min,
-            },
-        });
+        let vectors = vectors.map(|index| vector_parts(&settings, index));
         let objects = match objects {
             Some(objects) => Some(objects),
             None => storage::blobs::open(&settings)?,
@@ -294,6 +287,15 @@ fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Infer
     };
     let cache = settings.inference.cache();
     Ok(InferenceParts { engine, cache, disk, objects_are_local: !are_in_bucket })
+}
+
+fn vector_parts(settings: &Settings, index: SharedVectorIndex) -> VectorParts {
+    let settings = vectors::VectorSettings {
+        apply_after_ms: settings.vectors.apply_after_ms,
+        optimize_after_ms: settings.vectors.optimize_after_ms,
+        cold_cube_items_min: settings.vectors.cold_cube_items_min,
+    };
+    VectorParts { index, settings }
 }
 
 /// The vector index that the settings name, if they name one.
