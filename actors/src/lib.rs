@@ -20,6 +20,7 @@ pub mod housekeeper;
 pub mod inference;
 pub mod metrics;
 pub mod reader;
+pub mod scheduler;
 pub mod storage;
 pub mod tenant;
 pub mod vectors;

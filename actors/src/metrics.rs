@@ -118,6 +118,8 @@ pub const ACTIVATION_EVICTIONS_TOTAL: &str = "memcube_activation_evictions_total
 pub const ACTIVATION_CORRUPT_TOTAL: &str = "memcube_activation_corrupt_total";
 /// Blocks dropped because a memory that they contain was changed or deleted.
 pub const ACTIVATION_INVALIDATED_TOTAL: &str = "memcube_activation_invalidated_total";
+/// Seconds to find what the next turn of a conversation may need.
+pub const SCENE_SECONDS: &str = "memcube_scene_seconds";
 /// Relative error of blocks that were stored in 8 bits.
 pub const ACTIVATION_QUANTISATION_ERROR: &str = "memcube_activation_quantisation_error";
 
@@ -170,6 +172,7 @@ pub fn describe() {
     counter(FEED_EVENTS_TOTAL, "events handed to streams");
     counter(FEED_TRIMMED_TOTAL, "records trimmed from event feeds");
     describe_inference();
+    seconds(SCENE_SECONDS, "time to find what the next turn may need");
     seconds(CHORE_SECONDS, "time of one run of a chore");
     counter(CHORES_FAILED_TOTAL, "runs of chores that failed");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");

@@ -11,6 +11,7 @@ use crate::{
     ids::{ConversationId, MemoryId, ModelId, Version},
     limits::TOP_K_DEFAULT,
     memory::{MemoryItem, MemoryKind},
+    scene::{SceneAnswer, SceneQuery},
 };
 
 /// What a caller asks of recall.
@@ -167,6 +168,8 @@ pub enum CubeCall {
     Erase,
     /// Read what the next prompt of a conversation begins with.
     Context(Box<ContextQuery>),
+    /// Find what the next turn of a conversation may need.
+    Scene(Box<SceneQuery>),
 }
 
 impl CubeCall {
@@ -187,7 +190,8 @@ impl CubeCall {
             | Self::List { .. }
             | Self::Search(_)
             | Self::Describe
-            | Self::Context(_) => true,
+            | Self::Context(_)
+            | Self::Scene(_) => true,
         }
     }
 }
@@ -209,4 +213,6 @@ pub enum CubeAnswer {
     Erased,
     /// To `Context`.
     Context(Box<ContextAnswer>),
+    /// To `Scene`.
+    Scene(Box<SceneAnswer>),
 }

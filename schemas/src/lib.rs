@@ -29,6 +29,8 @@ pub mod memory;
 pub mod node;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod peer;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
+pub mod scene;
 pub mod snapshot;
 
 pub use activation::BlockKey;

@@ -245,3 +245,8 @@ pub const CONTEXTS_PER_CUBE_MAX: usize = 64;
 pub const CONTEXT_MEMORIES_MAX: usize = 1_024;
 /// Segments of one context.
 pub const CONTEXT_SEGMENTS_MAX: usize = 1_024;
+
+/// Memories that a scene remembers to have been of use: what counts after some twenty turns.
+pub const SCENE_ACCESSES_MAX: usize = 256;
+/// Candidates that a cube names for the next turn: several times what fits into a prompt.
+pub const SCENE_CANDIDATES_MAX: usize = 256;

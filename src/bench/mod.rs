@@ -1,7 +1,9 @@
 //! Measurements of this program by itself, for `memcube bench`.
 
 pub mod cubes;
+mod files;
 pub mod hydrate;
+pub mod preload;
 pub mod recall;
 pub mod recall_speed;
 pub mod vectors;

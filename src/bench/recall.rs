@@ -16,14 +16,16 @@ use memcube_actors::{
 use memcube_schemas::{ConversationId, CubeId, TenantId};
 use serde::{Deserialize, Serialize};
 
-use super::Durations;
+use super::{
+    Durations,
+    files::{QUESTIONS_FILE, cannot, conversation_files},
+};
 use crate::{
     import::{self, Format},
     node::Node,
     settings::{Settings, StoreKind},
 };
 
-const QUESTIONS_FILE: &str = "questions.jsonl";
 /// Hits that are ranked for each question: the scorer looks at the first 100.
 const TOP_K: usize = 100;
 /// Messages in one add: two forward passes of the model.
@@ -205,26 +207,6 @@ fn turns(outcome: &SearchOutcome) -> Vec<&str> {
     ranked
 }
 
-fn conversation_files(data: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(data).map_err(|error| cannot("read", data, &error))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|error| cannot("read", data, &error))?.path();
-        let is_jsonl = path.extension().is_some_and(|extension| extension == "jsonl");
-        if is_jsonl && path.file_name().is_some_and(|name| name != QUESTIONS_FILE) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        let data = data.display();
-        return Err(Error::invalid(format!(
-            "there is no conversation in `{data}`; make it with `python -m memeval.strip`"
-        )));
-    }
-    Ok(files)
-}
-
 fn read_questions(path: &Path) -> Result<Vec<Question>> {
     let text = fs::read_to_string(path).map_err(|error| cannot("read", path, &error))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
@@ -236,8 +218,4 @@ fn read_questions(path: &Path) -> Result<Vec<Question>> {
             })
         })
         .collect()
-}
-
-fn cannot(what: &str, path: &Path, error: &std::io::Error) -> Error {
-    Error::invalid(format!("cannot {what} `{}`: {error}", path.display()))
 }

@@ -12,17 +12,24 @@ use super::{options::Options, output, running};
 use crate::bench::{
     cubes::{self, CubesReport, RegisterReport},
     hydrate::{self, HydrateReport},
+    preload::{self, PreloadOptions, PreloadReport},
     recall::{self, RecallOptions, RecallReport},
     recall_speed::{self, SpeedReport},
     vectors::{self, VectorsReport},
 };
-use crate::{environment, node::open_vectors, settings::VectorsKind};
+use crate::{
+    environment,
+    node::open_vectors,
+    settings::{Settings, VectorsKind},
+};
 use memcube_actors::Error;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// Rank the memories for every question of a folder of conversations.
     Recall(RecallArgs),
+    /// Replay conversations, and name before every turn the memories that it will need.
+    Preload(PreloadArgs),
     /// Measure recall alone on synthetic memories; no model is needed.
     RecallSpeed(SpeedArgs),
     /// Measure the vector tier beside the RAM of a cube, on synthetic memories; no model is needed.
@@ -53,6 +60,31 @@ pub(crate) struct RecallArgs {
     /// File to write the rankings to.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Processors that the model uses; 0 takes all [default: from the settings].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+const PRELOAD_EXAMPLES: &str = "\
+The folder holds one memeval JSONL file for each conversation (lines `conv` and `turn`).
+
+Example:
+  memcube bench preload --data run/in --out run/preload.jsonl
+
+A line of the output, likeliest first: {\"event\":\"ID/link/D7:3\",\"resident\":[\"D1:5\",...]}";
+
+#[derive(Debug, Args)]
+#[command(after_help = PRELOAD_EXAMPLES)]
+pub(crate) struct PreloadArgs {
+    /// Folder with conversations.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// File to write the predictions to.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Share of each turn that is typed when it is predicted, from 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    typed: f64,
     /// Processors that the model uses; 0 takes all [default: from the settings].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -151,6 +183,7 @@ pub(crate) struct HydrateArgs {
 pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Recall(args) => run_recall(options, args),
+        BenchCommand::Preload(args) => run_preload(options, args),
         BenchCommand::RecallSpeed(args) => run_speed(options, &args),
         BenchCommand::Vectors(args) => run_vectors(options, &args),
         BenchCommand::Ingest(args) => run_ingest(options, &args),
@@ -159,22 +192,49 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
     }
 }
 
-fn run_recall(options: &Options, args: RecallArgs) -> Result<()> {
+/// The settings of a benchmark that embeds, with logging switched on.
+fn settings_with_model(options: &Options, threads: Option<usize>) -> Result<Settings> {
     let mut settings = options.settings()?;
-    if let Some(threads) = args.threads {
+    if let Some(threads) = threads {
         settings.embedder.threads = threads;
     }
     running::start_quiet_logging(&settings.log)?;
+    Ok(settings)
+}
+
+/// Runs something that tells its steps, with a bar that shows them.
+fn with_bar<T>(work: impl AsyncFnOnce(&(dyn Fn(&str, usize, usize) + Sync)) -> T) -> Result<T> {
     let bar = output::steps_bar(0);
     let on_step = |step: &str, done: usize, total: usize| {
         bar.set_prefix(step.to_owned());
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
-    let bench = RecallOptions { settings, data: args.data, out: args.out.clone() };
-    let report = running::runtime()?.block_on(Box::pin(recall::run(bench, &on_step)));
+    let done = running::runtime()?.block_on(Box::pin(work(&on_step)));
     bar.finish_and_clear();
-    let report = report?;
+    Ok(done)
+}
+
+fn run_preload(options: &Options, args: PreloadArgs) -> Result<()> {
+    let settings = settings_with_model(options, args.threads)?;
+    let PreloadArgs { data, out, typed, .. } = args;
+    let shown = out.display().to_string();
+    let bench = PreloadOptions { settings, data, out, typed };
+    let report = with_bar(async |on_step| preload::run(bench, on_step).await)??;
+    if options.json {
+        return output::json(&report);
+    }
+    let PreloadReport { conversations, turns, decision_ms } = report;
+    output::line(format_args!(
+        "{turns} turns of {conversations} conversations; a decision: {decision_ms}\n\
+         predictions written to `{shown}`"
+    ))
+}
+
+fn run_recall(options: &Options, args: RecallArgs) -> Result<()> {
+    let settings = settings_with_model(options, args.threads)?;
+    let bench = RecallOptions { settings, data: args.data, out: args.out.clone() };
+    let report = with_bar(async |on_step| recall::run(bench, on_step).await)??;
     if options.json {
         return output::json(&report);
     }

@@ -17,6 +17,7 @@ use memcube_schemas::{
         PAGE_ITEMS_MAX,
     },
     memory::{MemoryItem, MemoryRevision},
+    scene::{SceneAnswer, SceneQuery},
 };
 
 use super::{
@@ -191,6 +192,18 @@ impl CubeHandle {
             return Err(unexpected_reply());
         };
         Ok(outcome)
+    }
+
+    /// Finds what the next turn of a conversation may need.
+    ///
+    /// # Errors
+    /// `NotFound` without such a cube, `Overloaded`, `Unavailable`.
+    pub async fn scene(&self, query: SceneQuery) -> Result<SceneAnswer> {
+        let call = CubeCall::Scene(Box::new(query));
+        let CubeAnswer::Scene(answer) = self.call("scene", call).await? else {
+            return Err(unexpected_reply());
+        };
+        Ok(*answer)
     }
 
     /// Reads one item.

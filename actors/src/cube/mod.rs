@@ -190,7 +190,8 @@ impl Running {
             | CubeCall::List { .. }
             | CubeCall::Search(_)
             | CubeCall::Describe
-            | CubeCall::Context(_) => self.read(myself, call, reply),
+            | CubeCall::Context(_)
+            | CubeCall::Scene(_) => self.read(myself, call, reply),
         }
     }
 

@@ -12,6 +12,7 @@ use memcube_schemas::{
     MemoryId,
     call::{CubeAnswer, CubeCall, ItemPage, RecallRequest, SearchOutcome},
     keys,
+    scene::{SceneAnswer, SceneQuery},
 };
 use ractor::ActorRef;
 
@@ -148,6 +149,7 @@ impl Running {
             CubeCall::Search(request) => Ok(CubeAnswer::Found(self.search(request))),
             CubeCall::Describe => Ok(CubeAnswer::Manifest(self.cube.manifest.clone())),
             CubeCall::Context(query) => Ok(CubeAnswer::Context(Box::new(self.cube.context(query)))),
+            CubeCall::Scene(query) => Ok(CubeAnswer::Scene(Box::new(self.scene(query)))),
             CubeCall::Change(_) | CubeCall::Erase => {
                 Err(Error::internal("a change was taken for a read"))
             }
@@ -164,6 +166,14 @@ impl Running {
         let mut rest = self.cube.items.range(range).map(|(_, item)| Arc::clone(item));
         let items: Vec<_> = rest.by_ref().take(limit).collect();
         ItemPage { items, more: rest.next().is_some(), version: self.cube.manifest.version }
+    }
+
+    fn scene(&self, query: &SceneQuery) -> SceneAnswer {
+        let start = self.environment.monotonic_us();
+        let candidates = self.cube.recall.scene(query, &self.cube.items);
+        let took = self.environment.monotonic_us().saturating_sub(start);
+        metrics::histogram!(names::SCENE_SECONDS).record(seconds(took));
+        SceneAnswer { candidates, version: self.cube.manifest.version }
     }
 
     fn search(&self, request: &RecallRequest) -> SearchOutcome {

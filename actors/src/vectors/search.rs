@@ -227,7 +227,8 @@ impl Asking<'_> {
             | CubeAnswer::Page(_)
             | CubeAnswer::Manifest(_)
             | CubeAnswer::Erased
-            | CubeAnswer::Context(_) => {
+            | CubeAnswer::Context(_)
+            | CubeAnswer::Scene(_) => {
                 Err(Error::internal("the cube gave an answer to another question"))
             }
         }

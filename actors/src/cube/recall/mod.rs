@@ -18,6 +18,7 @@ mod query;
 mod ragged;
 mod rank;
 mod restore;
+mod scene;
 mod simd;
 mod slots;
 

@@ -71,15 +71,18 @@ struct Arms {
 
 /// Turns values into z-scores: how many standard deviations they lie above the mean.
 #[derive(Debug, Clone, Copy, Default)]
-struct Standard {
+pub(super) struct Standard {
     mean: f32,
     inverse_spread: f32,
 }
 
 impl Standard {
+    /// Tells nothing apart.
+    pub(super) const NONE: Self = Self { mean: 0.0, inverse_spread: 0.0 };
+
     /// Over `count` values; others must be 0. A spread below `spread_min` counts as that much, so
     /// that a handful of like values makes no difference.
-    fn of(values: &[f32], count: usize, spread_min: f32) -> Self {
+    pub(super) fn of(values: &[f32], count: usize, spread_min: f32) -> Self {
         // Eight sums side by side: fast, and in the same order on every processor.
         const LANES: usize = 8;
         let (mut sums, mut squares) = ([0.0_f64; LANES], [0.0_f64; LANES]);
@@ -97,7 +100,7 @@ impl Standard {
         Self { mean: mean as f32, inverse_spread: 1.0 / spread }
     }
 
-    fn z(self, value: f32) -> f32 {
+    pub(super) fn z(self, value: f32) -> f32 {
         (value - self.mean) * self.inverse_spread
     }
 }
@@ -281,7 +284,7 @@ pub(super) fn logistic(evidence: f32) -> f32 {
 
 /// The slots of the `depth` largest values, largest first; ties go to the newer item. Dead slots,
 /// at minus infinity, are left out.
-fn best_slots(values: &[f32], ids: &[MemoryId], depth: usize) -> Vec<u32> {
+pub(super) fn best_slots(values: &[f32], ids: &[MemoryId], depth: usize) -> Vec<u32> {
     let better = |left: &(f32, u32), right: &(f32, u32)| {
         let newer = || ids[right.1 as usize].cmp(&ids[left.1 as usize]);
         right.0.total_cmp(&left.0).then_with(newer)
