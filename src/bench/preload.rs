@@ -20,7 +20,9 @@ use memcube_actors::{
     },
 };
 use memcube_schemas::{
-    ConversationId, CubeId, MemoryId, TenantId, conversation::Message, scene::Passage,
+    ConversationId, CubeId, MemoryId, TenantId,
+    conversation::Message,
+    scene::{Passage, SceneCandidate},
 };
 use serde::Serialize;
 
@@ -120,6 +122,8 @@ struct Replay<'a> {
     scene: Scene,
     predictor: Predictor,
     resident: BTreeSet<MemoryId>,
+    /// What the last prediction was about, for the predictor to learn from.
+    candidates: (Vec<SceneCandidate>, bool),
     decision_ms: Vec<f64>,
 }
 
@@ -132,6 +136,7 @@ impl<'a> Replay<'a> {
             scene: Scene::default(),
             predictor: Predictor::default(),
             resident: BTreeSet::new(),
+            candidates: (Vec::new(), false),
             decision_ms: Vec::new(),
         }
     }
@@ -171,6 +176,7 @@ impl<'a> Replay<'a> {
         let answer = cube.scene(self.scene.query(Some(conversation.clone()))).await?;
         let predictions = self.predictor.predict(&answer.candidates, &self.resident, is_typing);
         self.decision_ms.push(start.elapsed().as_secs_f64() * 1_000.0);
+        self.candidates = (answer.candidates, is_typing);
         let id = |prediction: &Prediction| prediction.candidate.id;
         self.resident = predictions.iter().take(RESIDENT).map(id).collect();
         let mut turns = Vec::new();
@@ -208,6 +214,8 @@ impl<'a> Replay<'a> {
             passage: self.passage(text).await?,
         };
         self.scene.turn_finished(turn, &used);
+        let (candidates, was_typing) = &self.candidates;
+        self.predictor.learn(candidates, &used.into_iter().collect(), *was_typing);
         let conversation = Some(conversation.clone());
         cube.add(AddRequest { messages: vec![message], conversation, ..AddRequest::default() })
             .await?;
