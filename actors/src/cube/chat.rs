@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use memcube_schemas::{
     BlockKey, ConversationId, MemoryId, Version,
-    activation::{ContextRecord, KvBlock},
+    activation::{ContextRecord, KvBlock, ModelFingerprint},
     call::{ContextAnswer, ContextQuery, CubeAnswer, CubeCall},
     conversation::Role,
     limits::{REPLY_MS_DEFAULT, REPLY_TOKENS_DEFAULT},
@@ -20,6 +20,7 @@ use super::{
     handle::unexpected_reply,
 };
 use crate::{
+    defects::Defect,
     error::{Error, ErrorKind, Result},
     inference::{
         Finished, GenerateRequest, InferenceHandle, ReplyEvent, ReplyStream, Sampling,
@@ -406,8 +407,11 @@ impl CubeHandle {
         version: Version,
     ) -> Result<Made> {
         let prompt = std::mem::take(&mut layout.prompt);
-        let fingerprint = &inference.facts().fingerprint;
-        let chain = Arc::new(Chain::of(prompt, fingerprint, &self.key().tenant));
+        let mut fingerprint = inference.facts().fingerprint.clone();
+        if self.cubes().environment().plants(Defect::ModelBlindKey) {
+            fingerprint = ModelFingerprint { tokenizer: [0; 32], adapter: None, ..fingerprint };
+        }
+        let chain = Arc::new(Chain::of(prompt, &fingerprint, &self.key().tenant));
         let is_local = self.cubes().is_hot_here(self.key());
         let mut stored = BTreeMap::new();
         if is_local && inference.cache().is_durable() {
