@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use memcube_actors::{
     cube::{ChatTurn, UsedMemory},
     feed::FeedEvent,
-    inference::{Token, scripted::Slot},
+    inference::{Token, activation_cache::Holding, scripted::Slot},
     storage::{Check, CommitToken, Mutation, versionstamped_key},
 };
 use memcube_schemas::{
@@ -189,6 +189,10 @@ pub struct Residents {
     pub open: u64,
     /// Whether everything was over by then, so that nobody uses any session.
     pub at_rest: bool,
+    /// In which life.
+    pub incarnation: Incarnation,
+    /// What is held of which memories; only at rest.
+    pub holdings: Vec<Holding>,
 }
 
 /// Everything there is to judge after a run.

@@ -300,6 +300,7 @@ impl CubeHandle {
         inference: &InferenceHandle,
         request: &ChatRequest,
     ) -> Result<Made> {
+        self.find_cube().await?;
         // Before anything is read, so that nothing is forgotten unnoticed from here on.
         let lease = inference.cache().lease(self.key().clone());
         let environment = self.cubes().environment();
@@ -330,6 +331,7 @@ impl CubeHandle {
         inference: &InferenceHandle,
         request: &PreloadRequest,
     ) -> Result<Made> {
+        self.find_cube().await?;
         let lease = inference.cache().lease(self.key().clone());
         let known = self.read_context(inference, &request.conversation, Vec::new()).await?;
         let mut memories: Vec<Arc<MemoryItem>> = Vec::with_capacity(request.memories.len());
@@ -356,6 +358,12 @@ impl CubeHandle {
         let laid = self.lay_out(inference, &request.conversation, wanted, &known, due).await?;
         let made = self.make(inference, lease, laid, known.version).await?;
         Ok(Made { rebuilt: due, ..made })
+    }
+
+    /// Brings a cold cube into RAM. That revokes all leases, because nobody knows what was forgotten
+    /// before, and so comes before one is taken.
+    async fn find_cube(&self) -> Result<()> {
+        self.in_time(self.cubes().find(self.key())).await
     }
 
     /// Asks the cube for a context, and for the rows of blocks.

@@ -67,7 +67,7 @@ pub(super) fn conversation(scene: u32) -> Option<ConversationId> {
 pub(super) fn instructions(number: u32) -> String {
     let rule =
         |rule: u32| format!("Rule {number}.{rule}: be kind, be brief, and tell the truth.\n");
-    (0..number * 9).map(rule).collect()
+    (0..number * 14).map(rule).collect()
 }
 
 impl Inner {

@@ -68,6 +68,8 @@ impl RunningNode {
             ram: (ram, model.cache.ram_bytes_max),
             open: model.engine.bytes_used(),
             at_rest,
+            incarnation: self.cubes.view().incarnation,
+            holdings: if at_rest { inference.cache().holdings() } else { Vec::new() },
         })
     }
 }
@@ -195,7 +197,7 @@ impl Inner {
             ..ScriptedCosts::default()
         };
         let shape = Shape {
-            window_tokens: usize::try_from(draw("window", 900, 4_096)).unwrap_or(4_096),
+            window_tokens: usize::try_from(draw("window", 1_000, 4_096)).unwrap_or(4_096),
             device_bytes_max: draw("device", 1 << 20, 8 << 20),
             costs,
         };

@@ -44,6 +44,7 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
     rows::check(case, &mut findings);
     stored::check(case, &held, &mut findings);
     check_residents(case, &mut findings);
+    rows::check_holdings(case, &mut findings);
     findings.into_violations()
 }
 

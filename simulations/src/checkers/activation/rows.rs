@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use memcube_actors::inference::activation_cache::Holding;
 use memcube_schemas::{
     BlockKey, ConversationId, MemoryId,
     activation::{BlockSource, ContextRecord, KvBlock},
+    cube::Ownership,
 };
 
 use super::super::{
@@ -38,6 +40,37 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
         for (cube, closed) in touched {
             if let Some(now) = cubes.get(cube) {
                 now.check(commit, cube, &closed, findings);
+            }
+        }
+    }
+}
+
+/// At rest, the node that owns a cube holds nothing of memories that the cube does not have. What
+/// a former owner holds is believed: nobody asks it.
+pub(super) fn check_holdings(case: &Case<'_>, findings: &mut Findings) {
+    for found in case.evidence.residents.iter().filter(|found| found.at_rest) {
+        let mut cubes: BTreeMap<&CubeName, (Now, Option<&Ownership>)> = BTreeMap::new();
+        let commits = case.commits.iter();
+        for commit in commits.take_while(|commit| commit.record.at_ms <= found.at_ms) {
+            for effect in &commit.effects {
+                let (now, owner) = cubes.entry(&effect.cube).or_default();
+                now.apply(&effect.change);
+                if let Change::Ownership(ownership) = &effect.change {
+                    *owner = ownership.as_ref();
+                }
+            }
+        }
+        for Holding { tenant, cube, memories, .. } in &found.holdings {
+            let name = (tenant.clone(), cube.clone());
+            let Some((now, Some(owner))) = cubes.get(&name) else { continue };
+            if (&owner.node, owner.incarnation) != (&found.node, found.incarnation) {
+                continue;
+            }
+            for id in memories.iter().filter(|id| !now.recalled.contains_key(id)) {
+                let (node, cube) = (&found.node, title(&name));
+                findings.report(format!(
+                    "{node} at rest: it holds something of {id}, which is not in {cube} any more"
+                ));
             }
         }
     }

@@ -2,12 +2,13 @@ use memcube_actors::{
     cube::{ChatTurn, UsedMemory},
     inference::{
         BLOCK_TOKENS, Cancel, ChatMessage, Engine, Sampling, Session,
+        activation_cache::Holding,
         scripted::{ScriptedCosts, ScriptedEngine, ScriptedSession},
     },
     storage::Mutation,
 };
 use memcube_schemas::{
-    BlobId, BlockKey, ConversationId, NodeId,
+    BlobId, BlockKey, ConversationId, Incarnation, NodeId,
     activation::{
         BlockSource, ContextMemory, ContextRecord, ContextSegment, KvBlock, KvBlockBytes,
     },
@@ -118,6 +119,8 @@ impl Talk {
             ram: (30, 30),
             open: 10,
             at_rest: true,
+            incarnation: Incarnation(1),
+            holdings: Vec::new(),
         });
         evidence
     }
@@ -274,6 +277,33 @@ fn kept(then: impl FnOnce(&mut Scene, MemoryId)) -> Evidence {
     object.extend([0; 16]);
     evidence.contents.insert(format!("blobs/{tenant}/07/{BLOB}"), object);
     evidence
+}
+
+#[test]
+fn what_an_owner_holds_of_memories_that_are_gone_is_seen() {
+    for (incarnation, deletes, is_seen) in [(1, false, false), (1, true, true), (2, true, false)] {
+        let mut scene = Scene::new();
+        let id = scene.add(0, "mk1");
+        if deletes {
+            scene.delete(0, id, false);
+        }
+        let (tenant, cube) = scene.cube.clone();
+        let mut evidence = scene.finish();
+        let memories = BTreeSet::from([id]);
+        evidence.residents.push(Residents {
+            node: NodeId::new("n1").expect("valid"),
+            at_ms: 1_000,
+            parked: (0, 0),
+            ram: (0, 0),
+            open: 0,
+            at_rest: true,
+            incarnation: Incarnation(incarnation),
+            holdings: vec![Holding { tenant, cube, memories, conversation: None }],
+        });
+        let found = verdict(&evidence);
+        let expected = format!("n1 at rest: it holds something of {id}");
+        assert_eq!(found.iter().any(|line| line.starts_with(&expected)), is_seen, "{found:?}");
+    }
 }
 
 fn rewritten(scene: &mut Scene, change: impl FnOnce(&mut KvBlock)) {
