@@ -369,7 +369,8 @@ impl Running {
         }
     }
 
-    /// Takes everything of the cube out of RAM and off the device.
+    /// Takes everything of the cube out of RAM and off the device: it is gone, or another node's,
+    /// of whose changes this one does not hear.
     pub(super) fn forget_all(&self) {
         let Some(inference) = self.inference.get() else { return };
         let CubeKey { tenant, cube } = &self.cube.key;

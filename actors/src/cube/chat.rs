@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use memcube_schemas::{
     BlockKey, ConversationId, MemoryId, Version,
-    activation::{ContextRecord, KvBlock},
+    activation::{ContextRecord, KvBlock, ModelFingerprint},
     call::{ContextAnswer, ContextQuery, CubeAnswer, CubeCall},
     conversation::Role,
     limits::{REPLY_MS_DEFAULT, REPLY_TOKENS_DEFAULT},
@@ -20,6 +20,7 @@ use super::{
     handle::unexpected_reply,
 };
 use crate::{
+    defects::Defect,
     error::{Error, ErrorKind, Result},
     inference::{
         Finished, GenerateRequest, InferenceHandle, ReplyEvent, ReplyStream, Sampling,
@@ -299,6 +300,7 @@ impl CubeHandle {
         inference: &InferenceHandle,
         request: &ChatRequest,
     ) -> Result<Made> {
+        self.find_cube().await?;
         // Before anything is read, so that nothing is forgotten unnoticed from here on.
         let lease = inference.cache().lease(self.key().clone());
         let environment = self.cubes().environment();
@@ -329,6 +331,7 @@ impl CubeHandle {
         inference: &InferenceHandle,
         request: &PreloadRequest,
     ) -> Result<Made> {
+        self.find_cube().await?;
         let lease = inference.cache().lease(self.key().clone());
         let known = self.read_context(inference, &request.conversation, Vec::new()).await?;
         let mut memories: Vec<Arc<MemoryItem>> = Vec::with_capacity(request.memories.len());
@@ -355,6 +358,12 @@ impl CubeHandle {
         let laid = self.lay_out(inference, &request.conversation, wanted, &known, due).await?;
         let made = self.make(inference, lease, laid, known.version).await?;
         Ok(Made { rebuilt: due, ..made })
+    }
+
+    /// Brings a cold cube into RAM. That revokes all leases, because nobody knows what was forgotten
+    /// before, and so comes before one is taken.
+    async fn find_cube(&self) -> Result<()> {
+        self.in_time(self.cubes().find(self.key())).await
     }
 
     /// Asks the cube for a context, and for the rows of blocks.
@@ -406,8 +415,11 @@ impl CubeHandle {
         version: Version,
     ) -> Result<Made> {
         let prompt = std::mem::take(&mut layout.prompt);
-        let fingerprint = &inference.facts().fingerprint;
-        let chain = Arc::new(Chain::of(prompt, fingerprint, &self.key().tenant));
+        let mut fingerprint = inference.facts().fingerprint.clone();
+        if self.cubes().environment().plants(Defect::ModelBlindKey) {
+            fingerprint = ModelFingerprint { tokenizer: [0; 32], adapter: None, ..fingerprint };
+        }
+        let chain = Arc::new(Chain::of(prompt, &fingerprint, &self.key().tenant));
         let is_local = self.cubes().is_hot_here(self.key());
         let mut stored = BTreeMap::new();
         if is_local && inference.cache().is_durable() {

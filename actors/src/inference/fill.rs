@@ -245,8 +245,14 @@ impl Filling<'_> {
             Some(Ok(loaded)) => {
                 self.environment.reach("inference.load-won", "");
                 cancel.set();
-                let (session, _) = computing.await?;
+                let (session, result) = computing.await?;
                 filled.session = session;
+                match result {
+                    // Whatever it had computed by then is cut off again.
+                    Ok(_) | Err(EngineError::Cancelled | EngineError::OutOfMemory) => {}
+                    // The session is of no use any more: nothing may be brought into it.
+                    Err(error) => return Err(error.into()),
+                }
                 filled.session.truncate(before);
                 if self.import_loaded(filled, at, loaded).await? {
                     return Ok(());

@@ -30,10 +30,10 @@ impl Forgotten {
 }
 
 /// What something contains or was computed after.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
-    memories: BTreeSet<MemoryId>,
-    conversation: Option<ConversationId>,
+    pub(super) memories: BTreeSet<MemoryId>,
+    pub(super) conversation: Option<ConversationId>,
 }
 
 impl Contents {
