@@ -59,7 +59,7 @@ run: setup model ## Sets up what is missing, builds, and starts a server on LIST
 	@mkdir -p '$(DATA_DIR)'
 	@exec $(MEMCUBE) serve --data-dir '$(DATA_DIR)' --listen '$(LISTEN)' --model-dir '$(MODEL_DIR)'
 
-test: setup model ## Runs every test of every crate, and sums them up in the last line
+test: setup model language-model ## Runs every test of every crate, and sums them up in the last line
 	@.ci/cargo-test.sh --workspace $(LOCKED) $(WITH_FEATURES)
 
 # A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
