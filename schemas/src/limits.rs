@@ -238,6 +238,8 @@ pub const KV_RAM_BYTES_DEFAULT: u64 = 1 << 30;
 pub const KV_DEVICE_BYTES_DEFAULT: u64 = 512 << 20;
 /// Bytes of keys and values on the local disk.
 pub const KV_DISK_BYTES_DEFAULT: u64 = 8 << 30;
+/// Blocks that are being copied from the object store to the local disk.
+pub const KV_COPIES_AT_ONCE: usize = 8;
 /// Conversations of one cube whose contexts are kept; past it, the one that was used least recently
 /// goes.
 pub const CONTEXTS_PER_CUBE_MAX: usize = 64;

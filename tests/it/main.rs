@@ -8,6 +8,8 @@ mod faults;
 #[cfg(feature = "fdb")]
 mod foundationdb;
 mod http;
+#[cfg(feature = "candle")]
+mod language;
 mod memos;
 mod model;
 mod process;

@@ -22,7 +22,7 @@ use crate::inference::{
 };
 
 /// What stands above memories in a prompt.
-const HEADING: &str = "What you remember:\n";
+pub const HEADING: &str = "What you remember:\n";
 /// Turns after which a memory that nobody had a use for counts as stale.
 const STALE_AFTER_TURNS: u32 = 8;
 

@@ -42,7 +42,7 @@ use self::{
 pub use self::{
     activation::Kept,
     chat::{ChatOpening, ChatRequest, ChatStream, PreloadOutcome, PreloadRequest},
-    context::{ChatTurn, Rebuild, UsedMemory, rebuild},
+    context::{ChatTurn, HEADING as MEMORIES_HEADING, Rebuild, UsedMemory, rebuild},
     handle::CubeHandle,
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
     requests::{AddOutcome, AddRequest, DeleteRequest, UpdateRequest},

@@ -38,7 +38,7 @@ pub use self::{
     contents::Forgotten,
     estimate::Tier,
     forgetting::Holding,
-    quantise::QuantisationError,
+    quantise::{QuantisationError, dequantise, quantise},
     stored::StoredBlock,
 };
 use super::engine::{EngineFacts, KvBytes, Session};
@@ -253,7 +253,7 @@ impl ActivationCache {
     }
 
     /// Lets go of all sessions that nobody uses; returns whether there were any.
-    pub(crate) fn free_device(&self) -> bool {
+    pub fn free_device(&self) -> bool {
         let mut held = self.held();
         let gone: Vec<_> = std::iter::from_fn(|| held.parked.evict_oldest()).collect();
         held.publish();
@@ -319,12 +319,16 @@ impl ActivationCache {
         let now_us = self.shared.environment.monotonic_us();
         let bytes: u64 = rows.iter().map(|row| row.bytes).sum();
         let tokens: u32 = rows.iter().map(|row| row.tokens).sum();
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
         let held = self.held();
-        let load_us = held.estimates.load_us(tier, bytes, now_us);
-        let first_us = held.estimates.load_us(tier, first.bytes, now_us).unwrap_or(0);
-        let compute_us = held.estimates.compute_us(position, tokens, now_us);
-        let decision = estimate::decide(load_us, first_us, compute_us);
+        let load = |bytes| held.estimates.load_us(tier, bytes, now_us);
+        let compute = |tokens: u32| {
+            let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+            held.estimates.compute_us(position, tokens, now_us)
+        };
+        let decision = estimate::decide(
+            [load(bytes), load(first.bytes)],
+            [compute(tokens), compute(first.tokens)],
+        );
         let (tier_name, name) = (tier.as_str(), decision.as_str());
         metrics::counter!(
             names::ACTIVATION_DECISIONS_TOTAL, "tier" => tier_name, "decision" => name
