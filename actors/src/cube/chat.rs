@@ -54,12 +54,15 @@ pub struct ChatRequest {
     pub stops: Vec<String>,
     /// Milliseconds that all of it may take.
     pub ms_max: u64,
+    /// A JSON object of fields that are passed through to a model elsewhere: `tools`,
+    /// `tool_choice`, `response_format` and the like.
+    pub extra: Option<Arc<str>>,
 }
 
 impl ChatRequest {
     /// A first turn with memories, and everything else as usual.
     pub fn new(conversation: ConversationId, message: impl Into<String>) -> Self {
-        let message = ChatTurn { role: Role::User, text: message.into() };
+        let message = ChatTurn::new(Role::User, message);
         Self {
             conversation,
             preamble: String::new(),
@@ -71,6 +74,7 @@ impl ChatRequest {
             tokens_max: REPLY_TOKENS_DEFAULT,
             stops: Vec::new(),
             ms_max: REPLY_MS_DEFAULT,
+            extra: None,
         }
     }
 }
@@ -152,7 +156,7 @@ impl ChatStream {
         match &event {
             Ok(ReplyEvent::Text(text)) => self.text.push_str(text),
             Ok(ReplyEvent::Finished(finished)) => self.finish(finished),
-            Err(_) => {}
+            Ok(ReplyEvent::ToolCalls(_)) | Err(_) => {}
         }
         Some(event)
     }
@@ -174,7 +178,7 @@ impl ChatStream {
         });
     }
 
-    /// Reads the reply to its end.
+    /// Reads the text of the reply to its end; calls of tools are left out.
     ///
     /// # Errors
     /// What went wrong on the way.
@@ -191,6 +195,23 @@ impl ChatStream {
     pub async fn kept(&mut self) -> Option<Result<Kept>> {
         self.keeping.take()?.await.ok()
     }
+}
+
+/// A model that runs here reads and writes text only.
+fn refuse_tools(extra: &str) -> Result<()> {
+    let extra: serde_json::Value = serde_json::from_str(extra)
+        .map_err(|error| Error::invalid(format!("`extra` is not JSON: {error}")))?;
+    let has_some = |name: &str| match extra.get(name) {
+        None | Some(serde_json::Value::Null) => false,
+        Some(value) => value.as_array().is_none_or(|tools| !tools.is_empty()),
+    };
+    if has_some("tools") || has_some("functions") {
+        return Err(Error::invalid(
+            "this language model takes no tools; leave `tools` out, or set `inference.kind` to \
+             `openai` and `inference.url` to a server with a model that does",
+        ));
+    }
+    Ok(())
 }
 
 /// A prompt that was made, and what else is known of it.
@@ -216,6 +237,9 @@ impl CubeHandle {
         let inference = self.model()?;
         if request.tokens_max == 0 {
             return Err(Error::invalid("a reply has at least one token"));
+        }
+        if let Some(extra) = &request.extra {
+            refuse_tools(extra)?;
         }
         let mut last = None;
         for _ in 0..TRIES_MAX {

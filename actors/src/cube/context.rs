@@ -33,6 +33,23 @@ pub struct ChatTurn {
     pub role: Role,
     /// What.
     pub text: String,
+    /// The whole message as JSON, as its caller wrote it, for models that understand more than
+    /// text: calls of tools and their results, names. Others read `text` only.
+    pub wire: Option<Arc<str>>,
+}
+
+impl ChatTurn {
+    /// A turn that is text and nothing else.
+    pub fn new(role: Role, text: impl Into<String>) -> Self {
+        Self { role, text: text.into(), wire: None }
+    }
+
+    /// The same with the message as its caller wrote it.
+    #[must_use]
+    pub fn with_wire(mut self, wire: impl Into<Arc<str>>) -> Self {
+        self.wire = Some(wire.into());
+        self
+    }
 }
 
 /// What a prompt is to hold.

@@ -39,7 +39,7 @@ fn item(number: u64, revision: u32) -> Arc<MemoryItem> {
 }
 
 fn turn(role: Role, text: &str) -> ChatTurn {
-    ChatTurn { role, text: text.to_owned() }
+    ChatTurn::new(role, text)
 }
 
 fn wanted(turns: &[ChatTurn], message: &str, memories: &[u64]) -> Wanted {

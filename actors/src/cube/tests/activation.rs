@@ -160,7 +160,7 @@ impl Talk {
             kept?;
         }
         self.turns.push(request.message);
-        self.turns.push(ChatTurn { role: Role::Assistant, text });
+        self.turns.push(ChatTurn::new(Role::Assistant, text));
         Ok((stream.opening().clone(), finished))
     }
 }
@@ -315,7 +315,7 @@ async fn what_is_deleted_while_its_blocks_are_being_stored_is_not_kept() {
     let preload = |memories: &[MemoryId]| PreloadRequest {
         conversation: talk.conversation.clone(),
         preamble: talk.request("").preamble,
-        turns: vec![ChatTurn { role: Role::User, text: "long ".repeat(400) }],
+        turns: vec![ChatTurn::new(Role::User, "long ".repeat(400))],
         memories: memories.to_vec(),
         ms_max: 60_000,
     };
@@ -633,7 +633,7 @@ async fn oldest_memories_leave_first_where_the_window_is_full() {
         assert!(sorted || opening.left_out.len() > 4, "turn {n}");
         dropped += opening.left_out.len();
         talk.turns.push(request.message);
-        talk.turns.push(ChatTurn { role: Role::Assistant, text });
+        talk.turns.push(ChatTurn::new(Role::Assistant, text));
         chatting.check_rows(&cube, "full").await;
     }
     assert!(dropped > 0);
@@ -656,6 +656,33 @@ async fn a_keep_of_a_former_owner_is_refused() {
     stream.collect().await.expect("said");
     assert!(stream.kept().await.expect("tried").is_err());
     assert_eq!(chatting.rows(&cube).await, (Vec::new(), Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_takes_no_tools_says_so() {
+    let chatting = Chatting::new(1).await;
+    let (cube, _) = chatting.knowing("ann").await;
+    let ask = |extra: &str| ChatRequest {
+        extra: Some(extra.into()),
+        ..ChatRequest::new(ConversationId::new("talk").expect("valid"), "what time is it?")
+    };
+    let table = [
+        (r#"{"tools": [{"type": "function"}]}"#, Some("takes no tools")),
+        (r#"{"functions": [{}]}"#, Some("takes no tools")),
+        ("{", Some("not JSON")),
+        (r#"{"tools": [], "functions": null, "logit_bias": {}}"#, None),
+    ];
+    for (extra, expected) in table {
+        let asked = cube.chat(ask(extra)).await;
+        match (asked, expected) {
+            (Ok(_), None) => {}
+            (Err(error), Some(expected)) => {
+                assert_eq!(error.kind(), ErrorKind::Invalid);
+                assert!(error.message().contains(expected), "{extra}: {error}");
+            }
+            (asked, _) => panic!("{extra}: {asked:?}"),
+        }
+    }
 }
 
 #[cfg(feature = "defects")]

@@ -21,6 +21,8 @@ pub enum Tier {
     Disk,
     /// In the object store.
     Objects,
+    /// Wherever a server elsewhere keeps it.
+    Remote,
 }
 
 impl Tier {
@@ -32,6 +34,7 @@ impl Tier {
             Self::Ram => "ram",
             Self::Disk => "disk",
             Self::Objects => "objects",
+            Self::Remote => "remote",
         }
     }
 }
@@ -97,7 +100,7 @@ impl Estimates {
         match tier {
             Tier::Disk => self.disk.feed(value, now_us),
             Tier::Objects => self.objects.feed(value, now_us),
-            Tier::Device | Tier::Ram => {}
+            Tier::Device | Tier::Ram | Tier::Remote => {}
         }
     }
 
@@ -110,6 +113,8 @@ impl Estimates {
     pub(crate) fn load_us(&self, tier: Tier, bytes: u64, now_us: u64) -> Option<u64> {
         match tier {
             Tier::Device | Tier::Ram => Some(0),
+            // Nothing is loaded from there.
+            Tier::Remote => None,
             Tier::Disk => self.disk.at(now_us).map(|each| times(each, bytes)),
             Tier::Objects => self.objects.at(now_us).map(|each| times(each, bytes)),
         }
