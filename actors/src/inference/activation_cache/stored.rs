@@ -190,7 +190,7 @@ impl ColdTiers {
         }
         let held = match self.tier {
             Tier::Disk => Held::AgainstOwnChecksums,
-            Tier::Device | Tier::Ram | Tier::Objects => Held::AgainstName,
+            Tier::Device | Tier::Ram | Tier::Objects | Tier::Remote => Held::AgainstName,
         };
         let sealed = self.blobs.get_sealed(tenant, blob, held).await?;
         self.keep_copy(tenant, blob, &sealed);
