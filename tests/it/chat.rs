@@ -68,7 +68,7 @@ struct Talk(Vec<Value>);
 impl Talk {
     fn new() -> Self {
         let rules = "You are a kind and patient friend, who answers in a few words. ";
-        Self(vec![json!({"role": "system", "content": rules.repeat(12)})])
+        Self(vec![json!({"role": "system", "content": rules.repeat(4)})])
     }
 
     fn say(&mut self, client: &Client, text: &str) -> Value {
@@ -98,7 +98,7 @@ fn after_a_crash_the_next_turn_uses_blocks_from_disk() {
     assert_eq!(server.client.texts_blocking("ann").len(), 4, "both turns are there");
     let reply = talk.say(&server.client, "What is he called?");
     let timings = &reply["memcube"]["timings"];
-    assert!(timings["tokens_from_cache"].as_u64() > Some(100), "{reply}");
+    assert!(timings["tokens_from_cache"].as_u64() > Some(60), "{reply}");
     let hits = metric(&server.client, names::ACTIVATION_HITS_TOTAL, "tier=\"disk\"");
     assert!(hits > 0.0, "{reply}");
 }
