@@ -17,6 +17,7 @@ use super::{
     CubeHandle, CubeMessage, SearchRequest,
     activation::{Keep, Kept},
     context::{self, ChatTurn, Layout, Rebuild, UsedMemory, Wanted},
+    converse,
     handle::unexpected_reply,
 };
 use crate::{
@@ -129,14 +130,14 @@ pub struct ChatOpening {
 pub struct ChatStream {
     opening: ChatOpening,
     stream: ReplyStream,
-    after: Option<After>,
-    keeping: Option<oneshot::Receiver<Result<Kept>>>,
-    text: String,
+    pub(super) after: Option<After>,
+    pub(super) keeping: Option<oneshot::Receiver<Result<Kept>>>,
+    pub(super) text: String,
 }
 
 /// What is kept once a reply has ended.
 #[derive(Debug)]
-struct After {
+pub(super) struct After {
     cube: CubeHandle,
     inference: InferenceHandle,
     record: ContextRecord,
@@ -209,6 +210,12 @@ fn refuse_tools(extra: &str) -> Result<()> {
         return Err(Error::invalid(
             "this language model takes no tools; leave `tools` out, or set `inference.kind` to \
              `openai` and `inference.url` to a server with a model that does",
+        ));
+    }
+    let form = extra.pointer("/response_format/type").and_then(serde_json::Value::as_str);
+    if form.is_some_and(|form| form != "text") {
+        return Err(Error::invalid(
+            "this language model cannot be held to a form; leave `response_format` out",
         ));
     }
     Ok(())
@@ -330,7 +337,11 @@ impl CubeHandle {
         let environment = self.cubes().environment();
         let start = environment.monotonic_us();
         let memories = match &request.recall {
-            Some(search) => self.search(search.clone()).await?.hits,
+            Some(search) => {
+                let found = self.search(converse::widened(search, &request.turns)).await?.hits;
+                let found = found.into_iter().map(|hit| hit.item).collect();
+                converse::unsaid(found, search, &request.turns)
+            }
             None => Vec::new(),
         };
         let recall_us = environment.monotonic_us().saturating_sub(start);
@@ -339,7 +350,7 @@ impl CubeHandle {
             preamble: request.preamble.clone(),
             turns: request.turns.clone(),
             message: Some(request.message.clone()),
-            memories: memories.into_iter().map(|hit| hit.item).collect(),
+            memories,
             // At least half of the window is for the prompt, whatever the reply may need.
             tokens_max: window_tokens - request.tokens_max.min(window_tokens / 2) - 1,
             now_ms: environment.unix_ms(),
