@@ -11,6 +11,7 @@ mod http;
 mod memos;
 mod model;
 mod process;
+mod remote;
 #[cfg(feature = "s3")]
 mod s3;
 mod support;

@@ -2,6 +2,7 @@
 
 mod activation;
 mod faults;
+mod remote;
 mod snapshots;
 
 use std::{

@@ -669,7 +669,7 @@ async fn a_model_that_takes_no_tools_says_so() {
     let table = [
         (r#"{"tools": [{"type": "function"}]}"#, Some("takes no tools")),
         (r#"{"functions": [{}]}"#, Some("takes no tools")),
-        ("{", Some("not JSON")),
+        ("{", Some("not a JSON object")),
         (r#"{"tools": [], "functions": null, "logit_bias": {}}"#, None),
     ];
     for (extra, expected) in table {
