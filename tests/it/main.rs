@@ -15,6 +15,7 @@ mod language;
 mod memos;
 mod model;
 mod process;
+mod remote;
 #[cfg(feature = "s3")]
 mod s3;
 mod support;

@@ -11,6 +11,7 @@ use memcube_schemas::{
 
 use super::{
     activation_cache::{CacheSettings, Contents, Forgotten, Prompt, Sources, Tier, chain::Chain},
+    generate::LocalModel,
     scripted::{ScriptedCosts, ScriptedEngine},
     *,
 };
@@ -22,7 +23,7 @@ const TOKEN_BYTES: u64 = 256;
 
 struct World {
     engine: Arc<ScriptedEngine>,
-    inference: InferenceHandle,
+    inference: LocalModel,
     environment: Environment,
 }
 
@@ -37,8 +38,7 @@ impl World {
         let environment = Environment::scripted(7);
         let parts =
             InferenceParts { cache, ..InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>) };
-        let inference =
-            InferenceHandle::start(parts, None, environment.clone()).await.expect("started");
+        let inference = LocalModel::start(parts, None, environment.clone()).await.expect("started");
         Self { engine, inference, environment }
     }
 
@@ -454,8 +454,7 @@ async fn the_planted_bug_of_a_foreign_block_is_noticed_by_the_engine() {
     let engine = Arc::new(ScriptedEngine::new(WINDOW, 1 << 30, ScriptedCosts::default()));
     let environment = Environment::scripted(7).with_defects([crate::defects::Defect::ForeignBlock]);
     let parts = InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>);
-    let inference =
-        InferenceHandle::start(parts, None, environment.clone()).await.expect("started");
+    let inference = LocalModel::start(parts, None, environment.clone()).await.expect("started");
     let world = World { engine, inference, environment };
     world.reply(&key("acme", "ann"), &tokens(1, 600)).await;
     let (_, finished) = world.reply(&key("apex", "eve"), &tokens(2, 600)).await;

@@ -44,6 +44,14 @@ impl Contents {
         Arc::new(Self { memories: memories.collect(), conversation })
     }
 
+    /// Memories, and what was said in a conversation.
+    pub(crate) fn said_in(
+        conversation: ConversationId,
+        memories: impl Iterator<Item = MemoryId>,
+    ) -> Sources {
+        Arc::new(Self { memories: memories.collect(), conversation: Some(conversation) })
+    }
+
     /// Those of a whole prompt.
     pub(crate) fn of_chain(chain: &Chain) -> Sources {
         Self::of(&chain.blocks)
