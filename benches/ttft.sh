@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures the time to the first token on top of a cached context, in turns with llama.cpp on the
-# same file. MODEL_DIR, ROUNDS, THREADS and BACKEND (of llama.cpp, such as `zen4`) may be set.
+# same file. MODEL_DIR, ROUNDS, THREADS, PAUSE_MS and BACKEND (of llama.cpp, such
+# as `zen4`) may be set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 version=3.22.1
@@ -36,7 +37,7 @@ fi
 
 cargo build --release --quiet --bin memcube
 "${CARGO_TARGET_DIR:-target}/release/memcube" bench ttft --json --threads "$threads" \
-    --language-model-dir "$model" --rounds "${ROUNDS:-3}" --plot benches/results/ttft.svg \
+    --language-model-dir "$model" --rounds "${ROUNDS:-3}" --pause-ms "${PAUSE_MS:-0}" --plot benches/results/ttft.svg \
     --peer "python3 benches/ttft_llama.py '$libraries' '$backend' '$gguf' '$threads'" \
     >benches/results/ttft.json
 python3 benches/ttft_table.py benches/results/ttft.json | tee benches/results/ttft.md

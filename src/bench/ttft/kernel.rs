@@ -1,6 +1,6 @@
 //! The engine by itself: how fast it is, what keys and values take, what 8 bits cost.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use memcube_actors::{
@@ -76,6 +76,7 @@ pub struct Quantised {
 /// The engine, without actors around it.
 pub(super) struct Kernel {
     engine: CandleEngine,
+    pause: Duration,
 }
 
 /// A session that holds a context.
@@ -89,6 +90,7 @@ impl Behind<'_> {
     /// Seconds to compute so many tokens behind the context, and to choose the next one.
     pub(super) fn prefill(&mut self, tokens: usize) -> Result<f64> {
         let query = self.kernel.tokens(tokens);
+        self.kernel.rest();
         let start = Instant::now();
         prefill(&mut *self.session, &query)?;
         self.session.sample(Sampling::GREEDY, 0).map_err(failed)?;
@@ -111,8 +113,13 @@ fn prefill(session: &mut dyn Session, mut tokens: &[Token]) -> Result<()> {
 }
 
 impl Kernel {
-    pub(super) const fn new(engine: CandleEngine) -> Self {
-        Self { engine }
+    pub(super) const fn new(engine: CandleEngine, pause: Duration) -> Self {
+        Self { engine, pause }
+    }
+
+    /// Rests before a measurement.
+    pub(super) fn rest(&self) {
+        std::thread::sleep(self.pause);
     }
 
     fn tokens(&self, count: usize) -> Vec<Token> {
@@ -133,9 +140,11 @@ impl Kernel {
     pub(super) fn held(&self, tokens: usize) -> Result<Held> {
         // The buffers of a pass are the engine's, and stay.
         drop(self.filled(1)?);
+        let filling = self.fill_free_memory();
         let before = resident_bytes();
         let session = self.filled(tokens)?;
         let after = resident_bytes();
+        drop(filling);
         let resident = before.zip(after).map(|(before, after)| after.saturating_sub(before));
         Ok(Held {
             tokens,
@@ -143,6 +152,22 @@ impl Kernel {
             session_bytes: session.bytes(),
             resident_bytes: resident,
         })
+    }
+
+    /// Takes pieces as large as a page's layers until the process grows with each of them: memory
+    /// that was freed before, but not given back, would hide what a session takes.
+    fn fill_free_memory(&self) -> Vec<Vec<u8>> {
+        const GROWN_IN_A_ROW: usize = 32;
+        const PIECES_MAX: usize = 4_096;
+        let bytes = self.engine.local().model().config().kv_shape().layer_bytes(BLOCK_TOKENS);
+        let (mut pieces, mut grown) = (Vec::new(), 0);
+        while grown < GROWN_IN_A_ROW && pieces.len() < PIECES_MAX {
+            let before = resident_bytes().unwrap_or_default();
+            pieces.push(vec![1; bytes]);
+            let growth = resident_bytes().unwrap_or_default().saturating_sub(before);
+            grown = if growth >= bytes as u64 / 2 { grown + 1 } else { 0 };
+        }
+        pieces
     }
 
     /// How fast prompts of some lengths are, in turns with another engine.
@@ -156,8 +181,10 @@ impl Kernel {
         for length in lengths {
             let (mut ours, mut theirs) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
+                self.rest();
                 ours.push(self.speed_once(*length)?);
                 if let Some(peer) = peer.as_deref_mut() {
+                    self.rest();
                     theirs.push(peer.speed(*length, STEPS)?);
                 }
             }
@@ -257,10 +284,10 @@ fn likeliest(logits: &[f32]) -> Option<usize> {
     pairs.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(at, _)| at)
 }
 
-/// Resident memory of this process, as Linux tells it.
+/// Resident memory of this process, as Linux tells it: to the page, unlike `status`.
 fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let line = rollup.lines().find(|line| line.starts_with("Rss:"))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes * 1_024)
 }

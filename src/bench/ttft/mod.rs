@@ -12,7 +12,7 @@ mod plot;
 mod text;
 mod world;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use memcube_actors::{Error, Result};
 use serde::Serialize;
@@ -33,8 +33,9 @@ const SHORT_TURNS: usize = 3;
 /// Percent that the fastest model of MemOS's table saves (Qwen3-8B on a GPU).
 const SEED_CUTS: [(usize, [f64; 3]); 3] =
     [(583, [71.3, 55.6, 23.0]), (2_773, [89.7, 85.1, 64.6]), (6_064, [94.2, 91.1, 79.1])];
-/// Prompts of which speed and memory are measured.
-const SPEED_TOKENS: [usize; 2] = [512, 6_064];
+/// The shorter of the prompts of which speed and memory are measured; the longer one is the
+/// longest context.
+const SHORT_PROMPT: usize = 512;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ pub struct TtftOptions {
     pub queries: Vec<usize>,
     /// How often everything is measured; short times thrice as often.
     pub rounds: usize,
+    /// Rest before every measurement, on machines that others use or that get hot.
+    pub pause: Duration,
     /// A program that measures another engine in turns with this one; see `benches/ttft_llama.py`.
     pub peer: Option<String>,
 }
@@ -121,7 +124,7 @@ pub struct Cell {
 /// `Invalid` for numbers that make no sense, `Unavailable` without the model's file, and whatever
 /// the node says.
 pub async fn run(options: TtftOptions, on_step: &dyn Fn(&str, usize, usize)) -> Result<TtftReport> {
-    let TtftOptions { model_dir, threads, contexts, queries, rounds, peer } = options;
+    let TtftOptions { model_dir, threads, contexts, queries, rounds, pause, peer } = options;
     let is_empty = contexts.is_empty() || queries.is_empty() || rounds == 0 || threads == 0;
     if is_empty || contexts.iter().chain(&queries).any(|tokens| *tokens < text::TOKENS_MIN) {
         return Err(Error::invalid(format!(
@@ -131,12 +134,12 @@ pub async fn run(options: TtftOptions, on_step: &dyn Fn(&str, usize, usize)) -> 
         )));
     }
     let engine = CandleEngine::open_smollm2(&model_dir, threads)?;
-    let kernel = Kernel::new(engine.clone());
+    let kernel = Kernel::new(engine.clone(), pause);
     let mut peer = peer.as_deref().map(Peer::start).transpose()?;
+    let prompts = [SHORT_PROMPT, contexts.iter().copied().max().unwrap_or(SHORT_PROMPT)];
     // First, while the process is small.
-    let memory =
-        SPEED_TOKENS.map(|tokens| kernel.held(tokens)).into_iter().collect::<Result<_>>()?;
-    let speed = kernel.speed(&SPEED_TOKENS, rounds, peer.as_mut())?;
+    let memory = prompts.map(|tokens| kernel.held(tokens)).into_iter().collect::<Result<_>>()?;
+    let speed = kernel.speed(&prompts, rounds, peer.as_mut())?;
     let quantised = vec![kernel.quantised(CONTEXTS[0], QUERIES[1])?];
     let world = World::start(&engine).await?;
     let steps = contexts.len() * queries.len();

@@ -142,7 +142,7 @@ impl World {
         if let Some(peer) = peer {
             peer.build(tokens)?;
         }
-        let bench = Bench { bare, local, remote, alone, engine, words, tokens };
+        let bench = Bench { kernel, bare, local, remote, alone, engine, words, tokens };
         // What loading takes is known from then on, as on a node that runs for a while.
         for what in [What::Disk, What::Objects] {
             bench.reply(what, text::TOKENS_MIN).await?;
@@ -222,6 +222,7 @@ impl Place {
 
 /// One context, ready to be asked on top of.
 pub(super) struct Bench<'a> {
+    kernel: &'a Kernel,
     bare: Place,
     local: Place,
     remote: Place,
@@ -251,11 +252,13 @@ impl Bench<'_> {
                 samples.add(what, rounded(self.reply(what, query_tokens).await?));
             }
             if let Some(peer) = peer.as_deref_mut() {
+                self.kernel.rest();
                 samples.add(What::PeerRestored, rounded(peer.restored(query_tokens)?));
             }
         }
         samples.add(What::Direct, rounded(self.reply(What::Direct, query_tokens).await?));
         if let Some(peer) = peer {
+            self.kernel.rest();
             samples.add(What::PeerDirect, rounded(peer.direct(query_tokens)?));
         }
         Ok(())
@@ -275,6 +278,7 @@ impl Bench<'_> {
         };
         let query = text::query(&*self.engine, &self.words, query_tokens)?;
         place.forget(what);
+        self.kernel.rest();
         let (seconds, finished) = place.reply(query).await?;
         let found: BTreeMap<Tier, usize> = finished.reuse.reused_tokens;
         let expected = tier(what).map(|tier| (tier, self.tokens));

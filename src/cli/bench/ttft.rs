@@ -1,6 +1,6 @@
 //! `memcube bench ttft`
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -38,6 +38,9 @@ pub(crate) struct TtftArgs {
     /// model].
     #[arg(long, value_name = "DIR")]
     language_model_dir: Option<PathBuf>,
+    /// Milliseconds of rest before every measurement.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pause_ms: u64,
     /// File that gets the picture, as SVG.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -56,6 +59,7 @@ pub(crate) fn run(options: &Options, args: TtftArgs) -> Result<()> {
         contexts: args.context,
         queries: args.query,
         rounds: args.rounds,
+        pause: Duration::from_millis(args.pause_ms),
         peer: args.peer,
     };
     let bar = output::steps_bar(0);
