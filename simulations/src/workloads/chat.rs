@@ -71,7 +71,16 @@ fn talk(dice: Dice, step: &mut Step, erases: u32) {
         Action::Get { .. } => Action::Preload { scene, pick },
         Action::List if dice.chance("erases", id, erases * 10) => Action::Erase,
         Action::List if dice.chance("preloads", id, 400) => Action::Preload { scene, pick },
-        other => other.clone(),
+        Action::List
+        | Action::Update { .. }
+        | Action::Delete { .. }
+        | Action::SearchTenant { .. }
+        | Action::HandOver { .. }
+        | Action::Burst { .. }
+        | Action::Chat { .. }
+        | Action::Preload { .. }
+        | Action::Freeze { .. }
+        | Action::Erase => return,
     };
 }
 

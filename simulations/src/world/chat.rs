@@ -334,7 +334,7 @@ impl Player {
     }
 
     /// Lets the next turn of a conversation be computed ahead, with some memories.
-    pub(super) async fn preload(&mut self, operation: u64, scene: u32, pick: u64) {
+    pub(super) async fn preload(&self, operation: u64, scene: u32, pick: u64) {
         let Some(conversation) = conversation(scene) else { return };
         let picks = [pick, pick.rotate_left(16), pick.rotate_left(32)];
         let mut memories: Vec<MemoryId> =
