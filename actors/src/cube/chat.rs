@@ -6,8 +6,9 @@ mod request;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures_util::future::BoxFuture;
 use memcube_schemas::{
-    BlockKey, ConversationId, MemoryId, ModelId, Version,
+    BlockKey, ConversationId, ModelId, Version,
     activation::{ContextRecord, KvBlock, ModelFingerprint},
     call::{ContextAnswer, ContextQuery, CubeAnswer, CubeCall},
     memory::MemoryItem,
@@ -15,7 +16,7 @@ use memcube_schemas::{
 use tokio::sync::oneshot;
 
 use super::{
-    CubeHandle, CubeMessage, SearchRequest,
+    CubeHandle, CubeMessage,
     activation::{Keep, Kept},
     context::{self, Layout, Messages, Rebuild, Renderer, Wanted},
     converse,
@@ -370,15 +371,16 @@ impl CubeHandle {
         }
     }
 
-    /// Lays a prompt out, off the event loop: it may be long, and has to be cut into tokens.
-    async fn lay_out<R>(
+    /// Lays a prompt out, off the event loop: it may be long, and has to be cut into tokens. Boxed,
+    /// because the compiler cannot tell of this future in others that they may go to other threads.
+    fn lay_out<R>(
         &self,
         renderer: Arc<R>,
         conversation: &ConversationId,
         wanted: Wanted,
         known: &ContextAnswer,
         due: Option<Rebuild>,
-    ) -> Result<Layout<R::Prompt>>
+    ) -> BoxFuture<'_, Result<Layout<R::Prompt>>>
     where
         R: Renderer + Send + Sync + ?Sized + 'static,
         R::Prompt: Send + 'static,
@@ -394,8 +396,10 @@ impl CubeHandle {
                 context::lay_out(&conversation, known, &wanted, &*renderer)
             }
         });
-        let laid = laid.await.ok_or_else(|| Error::internal("making a prompt panicked"))?;
-        laid.map_err(|error| Error::unavailable(error.to_string()))
+        Box::pin(async move {
+            let laid = laid.await.ok_or_else(|| Error::internal("making a prompt panicked"))?;
+            laid.map_err(|error| Error::unavailable(error.to_string()))
+        })
     }
 
     /// Cuts a prompt into blocks, and asks which of them are stored.
