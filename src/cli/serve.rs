@@ -139,7 +139,10 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     let language_model = running.node.cubes().inference();
     let language_model = language_model.map_or_else(
         || "none: `--language-model local` runs one, see `make language-model`".to_owned(),
-        |inference| inference.facts().fingerprint.model.to_string(),
+        |inference| {
+            let model = &inference.facts().fingerprint.model;
+            format!("{model}; `memcube chat` talks to it")
+        },
     );
     let memories = match running.node.settings().store.kind {
         StoreKind::Embedded => data_dir.path().display().to_string(),
