@@ -89,7 +89,7 @@ pub(crate) fn run(options: &Options, args: ChatArgs) -> Result<()> {
         }
     })?;
     let mut chat = Chat {
-        client: connection.client.clone(),
+        client: connection.client,
         interrupts: Interrupts::start()?,
         is_json: options.json,
         conversation: new_conversation(),

@@ -141,10 +141,11 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
         || "none: `--language-model local` runs one, see `make language-model`".to_owned(),
         |inference| {
             let model = &inference.facts().fingerprint.model;
-            match (inference.engine(), &running.node.settings().inference.url) {
-                (None, Some(url)) => format!("{model} at {url}"),
-                (Some(_) | None, _) => model.to_string(),
-            }
+            let place = match (inference.engine(), &running.node.settings().inference.url) {
+                (None, Some(url)) => format!(" at {url}"),
+                (Some(_) | None, _) => String::new(),
+            };
+            format!("{model}{place}; `memcube chat` talks to it")
         },
     );
     let memories = match running.node.settings().store.kind {

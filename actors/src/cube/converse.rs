@@ -3,16 +3,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use memcube_schemas::{
     RequestId,
     conversation::{Message, Role},
     limits::{MESSAGE_BYTES_MAX, REPLY_MS_DEFAULT, TOP_K_MAX},
     memory::MemoryItem,
 };
-use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::{
-    AddOutcome, AddRequest, ChatOpening, ChatRequest, ChatStream, CubeHandle, Kept, PreloadRequest,
+    AddOutcome, AddRequest, ChatOpening, ChatRequest, ChatStream, CubeHandle, PreloadRequest,
     SearchRequest, context::ChatTurn,
 };
 use crate::{
@@ -24,6 +25,9 @@ use crate::{
 const WRITE_TRIES_MAX: u32 = 4;
 /// Milliseconds before the first further try; they double with each one.
 const WRITE_BACK_OFF_MS: u64 = 100;
+/// Milliseconds that the end of a turn waits for what was computed to be kept, besides the write of
+/// the turn itself.
+const KEPT_WAIT_MS_MAX: u64 = 5_000;
 /// Memories of the conversation itself that a search may find in vain, at the most.
 const SAID_HITS_MAX: usize = 256;
 
@@ -137,14 +141,23 @@ impl TurnStream {
         let mut remembered = None;
         if let Some(turn) = self.turn.take() {
             let reply = self.stream.text.clone();
-            remembered = self.write(&turn, &reply).await.map_err(|error| {
+            let keeping = self.stream.keeping.take();
+            let kept = async move {
+                match keeping {
+                    Some(keeping) => matches!(keeping.await, Ok(Ok(_))),
+                    None => false,
+                }
+            };
+            let kept = kept.boxed().shared();
+            // A next turn that comes at once finds what this one leaves behind.
+            let soon = timeout(Duration::from_millis(KEPT_WAIT_MS_MAX), kept.clone());
+            let (written, _) = tokio::join!(self.write(&turn, &reply), soon);
+            remembered = written.map_err(|error| {
                 error.with_note("the reply is complete, but the turn is not remembered")
             })?;
             // How the caller will write down calls of tools, nobody knows yet.
-            if let Some(keeping) = self.stream.keeping.take()
-                && finished.reason != FinishReason::ToolCalls
-            {
-                self.compute_ahead(turn.chat, ChatTurn::new(Role::Assistant, reply), keeping);
+            if finished.reason != FinishReason::ToolCalls {
+                self.compute_ahead(turn.chat, ChatTurn::new(Role::Assistant, reply), kept);
             }
         }
         let Finished { reason, reuse, timings, .. } = finished;
@@ -206,7 +219,7 @@ impl TurnStream {
         &self,
         chat: ChatRequest,
         reply: ChatTurn,
-        keeping: oneshot::Receiver<Result<Kept>>,
+        kept: impl Future<Output = bool> + Send + 'static,
     ) {
         let cube = self.cube.clone();
         let ChatRequest { conversation, preamble, mut turns, message, .. } = chat;
@@ -216,7 +229,9 @@ impl TurnStream {
         let preload = PreloadRequest { conversation, preamble, turns, memories, ms_max };
         self.cube.cubes().environment().spawn(async move {
             // Without what the reply leaves behind there is nothing to add to.
-            let Ok(Ok(_)) = keeping.await else { return };
+            if !kept.await {
+                return;
+            }
             if let Err(error) = cube.preload(preload).await {
                 tracing::debug!(cube = %cube.id(), %error, "a turn was not computed ahead");
             }

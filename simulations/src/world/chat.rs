@@ -180,7 +180,7 @@ impl Cube {
         let Turn { scene, turns, said } = turn;
         let Said { preamble, question, recalls, leaves_after } = said.clone();
         let text = format!("{marker} {question}");
-        let message = ChatTurn { role: Role::User, text: text.clone() };
+        let message = ChatTurn::new(Role::User, text.clone());
         let Client { world, number: client, context } = &self.client;
         let record = ChatRecord {
             tenant: context.tenant().clone(),
@@ -257,6 +257,8 @@ async fn listen(
     while let Some(event) = stream.next().await {
         match event? {
             ReplyEvent::Text(text) => heard.text.push_str(&text),
+            // Nobody offers tools here.
+            ReplyEvent::ToolCalls(_) => {}
             ReplyEvent::Finished(finished) => {
                 heard.is_whole = true;
                 reach_reuse(world, &finished.reuse);
@@ -278,6 +280,7 @@ fn reach_reuse(world: &Inner, reuse: &Reuse) {
             Tier::Ram => "chat.reused-from-ram",
             Tier::Disk => "chat.reused-from-disk",
             Tier::Objects => "chat.reused-from-objects",
+            Tier::Remote => "chat.reused-elsewhere",
         });
     }
     if reuse.corrupt_blocks > 0 {
@@ -330,7 +333,7 @@ impl Player {
         }
         let turns = self.talks.entry(scene).or_default();
         turns.push(message);
-        turns.push(ChatTurn { role: Role::Assistant, text: heard.text });
+        turns.push(ChatTurn::new(Role::Assistant, heard.text));
     }
 
     /// Lets the next turn of a conversation be computed ahead, with some memories.

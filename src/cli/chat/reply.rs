@@ -35,7 +35,7 @@ pub(super) struct Answer {
 
 /// What became of a question.
 pub(super) enum Outcome {
-    Answered(Answer),
+    Answered(Box<Answer>),
     /// By Ctrl-C.
     Stopped,
 }
@@ -63,7 +63,7 @@ pub(super) fn ask(
     let outcome = loop {
         match pieces.recv_timeout(LOOK_EVERY) {
             Ok(Ok(Piece::Part(piece))) => answer.take(*piece, &mut print)?,
-            Ok(Ok(Piece::End)) => break Outcome::Answered(answer),
+            Ok(Ok(Piece::End)) => break Outcome::Answered(Box::new(answer)),
             Ok(Ok(Piece::SignOfLife)) => {}
             Ok(Err(error)) => {
                 interrupts.end();

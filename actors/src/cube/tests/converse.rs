@@ -66,6 +66,8 @@ async fn a_turn_is_durable_when_its_end_is_told_and_computed_ahead_afterwards() 
         assert_eq!(item.conversation, Some(talk.conversation.clone()));
         assert!(item.said_at_ms.is_some(), "it is known when it was said");
     }
+    // What the turn leaves behind is there at once, and the reply is computed when nobody waits.
+    assert!(!chatting.rows(&cube).await.0.is_empty());
     idle().await;
     let before = chatting.engine.prefilled_tokens();
     let (opening, next) = say(&cube, &mut talk, "and the greyhound?").await;

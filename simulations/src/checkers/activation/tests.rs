@@ -83,7 +83,7 @@ impl Talk {
             cube,
             preamble: PREAMBLE.to_owned(),
             turns: Vec::new(),
-            message: ChatTurn { role: Role::User, text: message.to_owned() },
+            message: ChatTurn::new(Role::User, message.to_owned()),
             invoked,
             returned: Some(self.scene.moment()),
             heard: Some(Heard {
@@ -163,7 +163,7 @@ fn what_is_wrong_with_a_session_is_seen() {
             all.chats[0].preamble = "be rude".to_owned();
         }),
         ("was sent", |all| {
-            let earlier = ChatTurn { role: Role::User, text: "earlier".to_owned() };
+            let earlier = ChatTurn::new(Role::User, "earlier".to_owned());
             all.chats[0].turns.push(earlier);
         }),
         ("was heard", |all| all.chats[1].heard.as_mut().expect("heard").text.push('!')),
