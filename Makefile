@@ -50,7 +50,7 @@ sim: MEMCUBE_FEATURES = $(FEATURES) fdb
 SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --features fdb \
 	--bin memcube-sim --
 
-.PHONY: help run test sim conformance-fdb lint bench model language-model setup doc openapi clean
+.PHONY: help run test openai-client model-server sim conformance-fdb lint bench model language-model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
@@ -69,6 +69,14 @@ run: setup model $(if $(filter none,$(LANGUAGE_MODEL)),,language-model) ## Sets 
 
 test: setup model language-model ## Runs every test of every crate, and sums them up in the last line
 	@.ci/cargo-test.sh --workspace $(LOCKED) $(WITH_FEATURES)
+
+# With the models, on a server of its own.
+openai-client: setup model language-model ## Tests the server through OpenAI's own Python client
+	@FEATURES='$(FEATURES)' tests/openai_client/run.sh
+
+# llama.cpp's own server comes from a Python package.
+model-server: setup language-model ## Tests chats with a model behind llama.cpp's server
+	@FEATURES='$(FEATURES)' tests/model_server/run.sh
 
 # A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
 # swarm always searches the same seeds.
@@ -104,7 +112,7 @@ lint: setup ## Checks formatting, clippy, the lower crates alone, and the docume
 		cargo deny check bans licenses sources; \
 	else echo 'lint: `cargo deny` is not installed; `make test` checks the crate edges without it'; fi
 	@if command -v shellcheck >/dev/null 2>&1; then \
-		echo 'shellcheck'; shellcheck .ci/run .ci/*.sh deploy/*.sh benches/*.sh; \
+		echo 'shellcheck'; shellcheck .ci/run .ci/*.sh deploy/*.sh benches/*.sh tests/*/*.sh; \
 	else echo 'lint: `shellcheck` is not installed; the scripts were not checked'; fi
 
 bench: MEMCUBE_FEATURES = $(FEATURES) lance

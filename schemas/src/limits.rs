@@ -261,3 +261,12 @@ pub const CONTEXTS_PER_CUBE_MAX: usize = 64;
 pub const CONTEXT_MEMORIES_MAX: usize = 1_024;
 /// Segments of one context.
 pub const CONTEXT_SEGMENTS_MAX: usize = 1_024;
+
+/// Messages of one chat request: more than any window of a model holds.
+pub const CHAT_MESSAGES_MAX: usize = 4_096;
+/// Texts before which a reply ends.
+pub const CHAT_STOPS_MAX: usize = 16;
+/// Bytes of one of them.
+pub const CHAT_STOP_BYTES_MAX: usize = 1 << 10;
+/// Texts that one request embeds, as many as OpenAI takes.
+pub const EMBEDDINGS_TEXTS_MAX: usize = 2_048;

@@ -1,6 +1,8 @@
 //! Black-box tests of running nodes, in one binary.
 
 mod backup;
+#[cfg(feature = "candle")]
+mod chat;
 mod cluster;
 mod crash;
 mod embedded_store;

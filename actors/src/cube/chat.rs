@@ -7,7 +7,7 @@ mod request;
 use std::{collections::BTreeMap, sync::Arc};
 
 use memcube_schemas::{
-    BlockKey, ConversationId, MemoryId, ModelId, Version,
+    BlockKey, ConversationId, ModelId, Version,
     activation::{ContextRecord, KvBlock},
     call::{ContextAnswer, ContextQuery, CubeAnswer, CubeCall},
     memory::MemoryItem,
@@ -15,9 +15,10 @@ use memcube_schemas::{
 use tokio::sync::oneshot;
 
 use super::{
-    CubeHandle, CubeMessage, SearchRequest,
+    CubeHandle, CubeMessage,
     activation::{Keep, Kept},
     context::{self, Layout, Messages, Rebuild, Renderer, Wanted},
+    converse,
     handle::unexpected_reply,
 };
 use crate::{
@@ -40,14 +41,16 @@ const TRIES_MAX: usize = 4;
 pub struct ChatStream {
     opening: ChatOpening,
     stream: ReplyStream,
-    after: Option<After>,
-    keeping: Option<oneshot::Receiver<Result<Kept>>>,
-    text: String,
+    pub(super) after: Option<After>,
+    pub(super) keeping: Option<oneshot::Receiver<Result<Kept>>>,
+    pub(super) text: String,
+    /// When the model was asked, on this node's monotonic clock.
+    pub(super) asked_us: u64,
 }
 
 /// What is kept once a reply has ended.
 #[derive(Debug)]
-struct After {
+pub(super) struct After {
     cube: CubeHandle,
     inference: InferenceHandle,
     record: ContextRecord,
@@ -110,8 +113,17 @@ impl ChatStream {
 
 /// What a model reads, and the model.
 enum MadePrompt {
-    Here { model: LocalModel, chain: Arc<Chain>, stored: BTreeMap<BlockKey, KvBlock> },
-    Elsewhere { model: RemoteHandle, messages: Messages },
+    Here {
+        model: LocalModel,
+        chain: Arc<Chain>,
+        stored: BTreeMap<BlockKey, KvBlock>,
+    },
+    /// `is_read` if the server has read and said all of it.
+    Elsewhere {
+        model: RemoteHandle,
+        messages: Messages,
+        is_read: bool,
+    },
 }
 
 impl MadePrompt {
@@ -159,6 +171,7 @@ impl CubeHandle {
                 recall_us: made.recall_us,
                 prompt_tokens: prompt.tokens(),
             };
+            let asked_us = self.cubes().environment().monotonic_us();
             let begun = match prompt {
                 MadePrompt::Here { model, chain, stored } => {
                     let generate = GenerateRequest {
@@ -173,7 +186,7 @@ impl CubeHandle {
                     };
                     model.reply(made.lease, generate)
                 }
-                MadePrompt::Elsewhere { model, messages } => {
+                MadePrompt::Elsewhere { model, messages, .. } => {
                     let asked = elsewhere::asked(messages, &request);
                     model.reply(made.lease, asked).await
                 }
@@ -183,7 +196,14 @@ impl CubeHandle {
                     let (cube, inference) = (self.clone(), inference.clone());
                     let after = made.is_local.then_some(After { cube, inference, record });
                     let text = String::new();
-                    return Ok(ChatStream { opening, stream, after, keeping: None, text });
+                    return Ok(ChatStream {
+                        opening,
+                        stream,
+                        after,
+                        keeping: None,
+                        text,
+                        asked_us,
+                    });
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => last = Some(error),
                 Err(error) => return Err(error),
@@ -222,7 +242,8 @@ impl CubeHandle {
                     };
                     model.preload(made.lease, generate).await
                 }
-                MadePrompt::Elsewhere { model, messages } => {
+                MadePrompt::Elsewhere { is_read: true, .. } => Ok(elsewhere::nothing_to_do()),
+                MadePrompt::Elsewhere { model, messages, is_read: false } => {
                     let extra = model.extra(self.key(), &request.conversation);
                     let asked = elsewhere::asked_ahead(messages, &request, extra);
                     model.preload(made.lease, asked).await
@@ -256,7 +277,11 @@ impl CubeHandle {
         let environment = self.cubes().environment();
         let start = environment.monotonic_us();
         let memories = match &request.recall {
-            Some(search) => self.search(search.clone()).await?.hits,
+            Some(search) => {
+                let found = self.search(converse::widened(search, &request.turns)).await?.hits;
+                let found = found.into_iter().map(|hit| hit.item).collect();
+                converse::unsaid(found, search, &request.turns)
+            }
             None => Vec::new(),
         };
         let recall_us = environment.monotonic_us().saturating_sub(start);
@@ -265,7 +290,7 @@ impl CubeHandle {
             preamble: request.preamble.clone(),
             turns: request.turns.clone(),
             message: Some(request.message.clone()),
-            memories: memories.into_iter().map(|hit| hit.item).collect(),
+            memories,
             // At least half of the window is for the prompt, whatever the reply may need.
             tokens_max: (window_tokens - request.tokens_max.min(window_tokens / 2))
                 .saturating_sub(1),
@@ -348,7 +373,10 @@ impl CubeHandle {
                 let wording = Arc::new(elsewhere::wording(model));
                 let laid = self.lay_out(wording, conversation, wanted, known, due).await?;
                 let (messages, layout) = laid.take_prompt();
-                let layout = layout.with(MadePrompt::Elsewhere { model: model.clone(), messages });
+                let is_read = known.record.as_ref();
+                let is_read = is_read.is_some_and(|known| context::is_same(known, &layout.record));
+                let model = model.clone();
+                let layout = layout.with(MadePrompt::Elsewhere { model, messages, is_read });
                 let is_local = self.cubes().is_hot_here(self.key());
                 let (version, recall_us, rebuilt) = (known.version, 0, None);
                 Ok(Made { lease, layout, version, is_local, recall_us, rebuilt })

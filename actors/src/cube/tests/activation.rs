@@ -30,19 +30,23 @@ const NOTHING_HOT: CacheSettings = CacheSettings {
     cold_in_8_bits: false,
 };
 
-struct Chatting {
-    world: World,
-    objects: Objects,
-    engine: Arc<ScriptedEngine>,
+pub(super) struct Chatting {
+    pub(super) world: World,
+    pub(super) objects: Objects,
+    pub(super) engine: Arc<ScriptedEngine>,
 }
 
 impl Chatting {
-    async fn new(seed: u64) -> Self {
+    pub(super) async fn new(seed: u64) -> Self {
         let store = Arc::new(InMemoryStore::default());
         Self::over(store, Objects::new(), Environment::scripted(seed)).await
     }
 
-    async fn over(store: SharedStore, objects: Objects, environment: Environment) -> Self {
+    pub(super) async fn over(
+        store: SharedStore,
+        objects: Objects,
+        environment: Environment,
+    ) -> Self {
         Self::with(store, objects, environment, CacheSettings::default()).await
     }
 
@@ -86,7 +90,7 @@ impl Chatting {
     }
 
     /// A cube that knows some things, the ids of which come back.
-    async fn knowing(&self, id: &str) -> (CubeHandle, Vec<MemoryId>) {
+    pub(super) async fn knowing(&self, id: &str) -> (CubeHandle, Vec<MemoryId>) {
         let cube = self.world.cube(id).await;
         let texts: Vec<String> = (0..12)
             .map(|n| format!("turn {n}: {id} walks in garden number {n} with the greyhound"))
@@ -96,7 +100,7 @@ impl Chatting {
         (cube, added.memories.iter().map(|memory| memory.id).collect())
     }
 
-    async fn rows(&self, cube: &CubeHandle) -> (Vec<KvBlock>, Vec<ContextRecord>) {
+    pub(super) async fn rows(&self, cube: &CubeHandle) -> (Vec<KvBlock>, Vec<ContextRecord>) {
         let tenant = context();
         let reads = vec![
             RangeRead::all(keys::kv_blocks(tenant.tenant(), cube.id())),
@@ -111,7 +115,7 @@ impl Chatting {
 
     /// Nothing in the store is of a memory that is gone or was changed, and what is there hangs
     /// together.
-    async fn check_rows(&self, cube: &CubeHandle, message: &str) {
+    pub(super) async fn check_rows(&self, cube: &CubeHandle, message: &str) {
         let (blocks, contexts) = self.rows(cube).await;
         let items = cube.list(None, 1_000).await.expect("listed").items;
         let revisions: BTreeMap<_, _> = items.iter().map(|item| (item.id, item.revision)).collect();
@@ -132,17 +136,17 @@ impl Chatting {
 }
 
 /// A conversation as its caller has it.
-struct Talk {
-    conversation: ConversationId,
-    turns: Vec<ChatTurn>,
+pub(super) struct Talk {
+    pub(super) conversation: ConversationId,
+    pub(super) turns: Vec<ChatTurn>,
 }
 
 impl Talk {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         Self { conversation: ConversationId::new(name).expect("valid"), turns: Vec::new() }
     }
 
-    fn request(&self, message: &str) -> ChatRequest {
+    pub(super) fn request(&self, message: &str) -> ChatRequest {
         let recall = SearchRequest { top_k: 4, ..SearchRequest::new(message) };
         ChatRequest {
             preamble: "You are a friend who remembers everything that was ever said.".into(),
@@ -669,6 +673,8 @@ async fn a_model_that_takes_no_tools_says_so() {
     let table = [
         (r#"{"tools": [{"type": "function"}]}"#, Some("takes no tools")),
         (r#"{"functions": [{}]}"#, Some("takes no tools")),
+        (r#"{"response_format": {"type": "json_object"}}"#, Some("held to a form")),
+        (r#"{"response_format": {"type": "text"}}"#, None),
         ("{", Some("not a JSON object")),
         (r#"{"tools": [], "functions": null, "logit_bias": {}}"#, None),
     ];
