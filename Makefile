@@ -50,7 +50,7 @@ sim: MEMCUBE_FEATURES = $(FEATURES) fdb
 SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --features fdb \
 	--bin memcube-sim --
 
-.PHONY: help run test openai-client sim conformance-fdb lint bench model language-model setup doc openapi clean
+.PHONY: help run test openai-client model-server sim conformance-fdb lint bench model language-model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
@@ -76,6 +76,10 @@ test: setup model language-model ## Runs every test of every crate, and sums the
 openai-client: export MEMCUBE_WANTS = language-model python
 openai-client: setup model language-model ## Tests the server through OpenAI's own Python client
 	@FEATURES='$(FEATURES)' tests/openai_client/run.sh
+
+# llama.cpp's own server comes from a Python package.
+model-server: setup language-model ## Tests chats with a model behind llama.cpp's server
+	@FEATURES='$(FEATURES)' tests/model_server/run.sh
 
 # A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
 # swarm always searches the same seeds.

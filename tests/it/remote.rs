@@ -26,7 +26,7 @@ use memcube_schemas::{
 use serde_json::json;
 
 use self::server::{Does, ModelServer};
-use crate::support::{eventually, in_memory};
+use crate::support::{KEY, eventually, in_memory};
 
 const API_KEY: &str = "key-of-the-server";
 
@@ -309,4 +309,43 @@ async fn a_check_asks_for_the_models() {
         assert!(error.message().contains(expected), "{error}");
     }
     assert!(server.asked().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_memcube_answers_with_its_model_and_what_it_has_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_owned();
+    let server = tokio::task::spawn_blocking(move || crate::chat::serve(&path)).await;
+    let server = server.expect("it starts");
+    let mut settings = settings(&format!("{}/v1", server.client.address));
+    let list = server.client.get("/v1/models").await.expect(200);
+    let model = list["data"].as_array().expect("a list").iter();
+    let model = model.filter_map(|model| model["id"].as_str()).find(|id| id.contains("smollm"));
+    settings.inference.remote_model = model.map(str::to_owned);
+    settings.inference.api_key = Some(Secret::new(KEY));
+    settings.inference.first_token_timeout_ms = 60_000;
+    let told = OpenAiModel::of(&settings.inference).expect("an address").check().await;
+    assert!(told.expect("it has the model").contains("smollm"));
+    let node = Node::builder().with_settings(settings);
+    let node = Box::pin(node.start()).await.expect("the node starts");
+    let cube = cube(&node).await;
+    remember(&cube, &["Ann has a greyhound called Luna"]).await;
+    // What the other one knows itself stays out of it.
+    let extra = json!({"user": "guest", "memcube": {"recall": false}});
+    let mut turns = Vec::new();
+    let mut read = 0;
+    for message in ["What is Ann's greyhound called?", "Say it again.", "And again."] {
+        let extra = Some(extra.to_string().into());
+        let asked = ChatRequest { turns: turns.clone(), extra, tokens_max: 8, ..ask(message) };
+        let mut stream = cube.chat(asked.clone()).await.expect("begun");
+        let (text, finished) = stream.collect().await.expect("said");
+        stream.kept().await.expect("kept").expect("durable");
+        assert!(!text.is_empty() && finished.timings.reply_tokens > 0, "{finished:?}");
+        let reused = finished.reuse.reused();
+        assert!(reused >= read, "{message}: {reused} of {read} tokens");
+        read = reused + finished.reuse.computed_tokens;
+        turns.extend([asked.message, ChatTurn::new(Role::Assistant, text)]);
+    }
+    assert!(read > 60, "{read} tokens");
+    node.shut_down().await;
 }

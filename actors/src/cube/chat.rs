@@ -46,6 +46,8 @@ pub struct ChatStream {
     pub(super) after: Option<After>,
     pub(super) keeping: Option<oneshot::Receiver<Result<Kept>>>,
     pub(super) text: String,
+    /// When the model was asked, on this node's monotonic clock.
+    pub(super) asked_us: u64,
 }
 
 /// What is kept once a reply has ended.
@@ -113,8 +115,17 @@ impl ChatStream {
 
 /// What a model reads, and the model.
 enum MadePrompt {
-    Here { model: LocalModel, chain: Arc<Chain>, stored: BTreeMap<BlockKey, KvBlock> },
-    Elsewhere { model: RemoteHandle, messages: Messages },
+    Here {
+        model: LocalModel,
+        chain: Arc<Chain>,
+        stored: BTreeMap<BlockKey, KvBlock>,
+    },
+    /// `is_read` if the server has read and said all of it.
+    Elsewhere {
+        model: RemoteHandle,
+        messages: Messages,
+        is_read: bool,
+    },
 }
 
 impl MadePrompt {
@@ -162,6 +173,7 @@ impl CubeHandle {
                 recall_us: made.recall_us,
                 prompt_tokens: prompt.tokens(),
             };
+            let asked_us = self.cubes().environment().monotonic_us();
             let begun = match prompt {
                 MadePrompt::Here { model, chain, stored } => {
                     let generate = GenerateRequest {
@@ -176,7 +188,7 @@ impl CubeHandle {
                     };
                     model.reply(made.lease, generate)
                 }
-                MadePrompt::Elsewhere { model, messages } => {
+                MadePrompt::Elsewhere { model, messages, .. } => {
                     let asked = elsewhere::asked(messages, &request);
                     model.reply(made.lease, asked).await
                 }
@@ -186,7 +198,14 @@ impl CubeHandle {
                     let (cube, inference) = (self.clone(), inference.clone());
                     let after = made.is_local.then_some(After { cube, inference, record });
                     let text = String::new();
-                    return Ok(ChatStream { opening, stream, after, keeping: None, text });
+                    return Ok(ChatStream {
+                        opening,
+                        stream,
+                        after,
+                        keeping: None,
+                        text,
+                        asked_us,
+                    });
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => last = Some(error),
                 Err(error) => return Err(error),
@@ -225,7 +244,8 @@ impl CubeHandle {
                     };
                     model.preload(made.lease, generate).await
                 }
-                MadePrompt::Elsewhere { model, messages } => {
+                MadePrompt::Elsewhere { is_read: true, .. } => Ok(elsewhere::nothing_to_do()),
+                MadePrompt::Elsewhere { model, messages, is_read: false } => {
                     let extra = model.extra(self.key(), &request.conversation);
                     let asked = elsewhere::asked_ahead(messages, &request, extra);
                     model.preload(made.lease, asked).await
@@ -363,7 +383,10 @@ impl CubeHandle {
                 let wording = Arc::new(elsewhere::wording(model));
                 let laid = self.lay_out(wording, conversation, wanted, known, due).await?;
                 let (messages, layout) = laid.take_prompt();
-                let layout = layout.with(MadePrompt::Elsewhere { model: model.clone(), messages });
+                let is_read = known.record.as_ref();
+                let is_read = is_read.is_some_and(|known| context::is_same(known, &layout.record));
+                let model = model.clone();
+                let layout = layout.with(MadePrompt::Elsewhere { model, messages, is_read });
                 let is_local = self.cubes().is_hot_here(self.key());
                 let (version, recall_us, rebuilt) = (known.version, 0, None);
                 Ok(Made { lease, layout, version, is_local, recall_us, rebuilt })

@@ -22,7 +22,7 @@ pub(crate) use self::plan::{Part, Plan};
 pub use self::record::{Rebuild, rebuild};
 pub(crate) use self::{
     messages::{Messages, Wording},
-    record::{fits, replied, take_out},
+    record::{fits, is_same, replied, take_out},
 };
 use self::{
     plan::{Placed, begin, current, resume},

@@ -9,7 +9,7 @@ use crate::{
     cube::{CubeKey, context::Wording},
     error::{Error, Result},
     inference::{
-        Sampling,
+        FinishReason, Finished, Reuse, Sampling, Timings,
         activation_cache::Contents,
         remote::{Asked, RemoteRequest},
     },
@@ -73,10 +73,11 @@ fn refuse_tools(extra: &serde_json::Map<String, serde_json::Value>) -> Result<()
              `openai` and `inference.url` to a server with a model that does",
         ));
     }
-    let form = extra.get("response_format").and_then(|format| format.get("type"));
-    if form.and_then(serde_json::Value::as_str).is_some_and(|form| form != "text") {
+    let form = extra.get("response_format").and_then(|form| form.get("type")?.as_str());
+    if form.is_some_and(|form| form != "text") {
         return Err(Error::invalid(
-            "this language model cannot be held to a form; leave `response_format` out",
+            "this language model cannot be held to a form; leave `response_format` out, or set \
+             `inference.kind` to `openai` and `inference.url` to a server with a model that can",
         ));
     }
     Ok(())
@@ -111,6 +112,12 @@ pub(super) fn asked_ahead(
         extra,
     };
     ask(messages, wanted, &request.conversation, request.ms_max)
+}
+
+/// A preload of what the server has read and said already: its cache has it as far as it ever will.
+pub(super) fn nothing_to_do() -> Finished {
+    let (reuse, timings) = (Reuse::default(), Timings::default());
+    Finished { reason: FinishReason::Preloaded, reuse, timings, unstored: Vec::new() }
 }
 
 fn ask(

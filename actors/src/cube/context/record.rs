@@ -53,6 +53,21 @@ pub(crate) fn replied(record: &mut ContextRecord, reply: &str, reply_tokens: usi
     record.tokens = record.tokens.saturating_add(number(reply_tokens));
 }
 
+/// Whether two records are of the same context, whatever they say of its tokens and its use.
+pub(crate) fn is_same(one: &ContextRecord, other: &ContextRecord) -> bool {
+    let is_same = |(one, other): (&ContextSegment, &ContextSegment)| match (one, other) {
+        (ContextSegment::Memories(one), ContextSegment::Memories(other)) => {
+            let sources = |memories: &[ContextMemory]| {
+                memories.iter().map(|memory| memory.source).collect::<Vec<_>>()
+            };
+            sources(one) == sources(other)
+        }
+        (one, other) => one == other,
+    };
+    one.segments.len() == other.segments.len()
+        && one.segments.iter().zip(&other.segments).all(is_same)
+}
+
 /// Whether a record is small enough to be kept.
 pub(crate) fn fits(record: &ContextRecord) -> bool {
     record.segments.len() <= CONTEXT_SEGMENTS_MAX

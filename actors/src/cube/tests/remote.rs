@@ -116,6 +116,10 @@ async fn every_prompt_begins_with_the_whole_prompt_before_it() {
         let before = before.len() / scripted_bytes() - 1;
         assert!(finished.reuse.reused() >= before, "turn {n}: {finished:?}");
     }
+    // The server knows what it has read and said itself.
+    let known = cube.preload(talk.ahead(&[])).await.expect("nothing to do");
+    assert_eq!((known.finished.reuse.computed_tokens, known.kept.context), (0, true));
+    assert_eq!(chatting.server.asked().len(), 6);
     // What is sent ahead is a prefix as well.
     let ahead = cube.preload(talk.ahead(&ids[8..])).await.expect("read ahead");
     assert!(ahead.kept.context);
@@ -200,12 +204,13 @@ async fn a_long_talk_stays_within_the_window_as_the_server_counts() {
 #[tokio::test(start_paused = true)]
 async fn tools_and_further_fields_are_passed_through() {
     let chatting = Chatting::new(1).await;
-    let (cube, _) = chatting.knowing("ann").await;
+    let (cube, ids) = chatting.knowing("ann").await;
     let talk = Talk::new("talk");
     let tools = r#"{"tools": [{"type": "function", "function": {"name": "clock"}}]}"#;
     let request = ChatRequest { extra: Some(tools.into()), ..talk.request("what time is it?") };
     cube.chat(request.clone()).await.expect("begun").collect().await.expect("said");
-    cube.preload(talk.ahead(&[])).await.expect("read ahead");
+    cube.preload(talk.ahead(&ids)).await.expect("read ahead");
+    assert_eq!(chatting.server.asked().len(), 2);
     for asked in chatting.server.asked() {
         assert_eq!(asked.extra.as_deref(), Some(tools), "ahead of an answer as well");
     }
