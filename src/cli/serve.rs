@@ -139,10 +139,7 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     let language_model = running.node.cubes().inference();
     let language_model = language_model.map_or_else(
         || "none: `--language-model local` runs one, see `make language-model`".to_owned(),
-        |inference| {
-            let model = &inference.facts().fingerprint.model;
-            format!("{model}; `memcube chat` talks to it")
-        },
+        |inference| inference.facts().fingerprint.model.to_string(),
     );
     let memories = match running.node.settings().store.kind {
         StoreKind::Embedded => data_dir.path().display().to_string(),
