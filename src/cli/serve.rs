@@ -145,7 +145,7 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
                 (None, Some(url)) => format!(" at {url}"),
                 (Some(_) | None, _) => String::new(),
             };
-            format!("{model}{place}; `memcube chat` talks to it")
+            format!("{model}{place}")
         },
     );
     let memories = match running.node.settings().store.kind {
@@ -171,8 +171,8 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     };
     output::line(format_args!(
         "memcube {} answers on {address}\n\n  memories  {memories}\n  embedder  {model}\n  \
-         answers   {language_model}\n  API key   {key}\n\nTo make a cube, remember something and find it, paste this in another \
-         terminal:\n\n  {export}\n{}\n{}\n{}\n\nCtrl-C stops it.",
+         answers   {language_model}\n  API key   {key}\n\nTo make a cube, remember something and \
+         find it, paste this in another terminal:\n\n  {export}\n{}\n{}\n{}\n\nCtrl-C stops it.",
         env!("CARGO_PKG_VERSION"),
         curl("", r#"{"id":"me"}"#),
         curl("/me/memories", r#"{"text":"Ann moved to Lisbon in May 2024"}"#),
