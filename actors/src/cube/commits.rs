@@ -256,7 +256,7 @@ impl Running {
             }
             Err(StoreError::Conflict { .. }) => {
                 self.environment.reach("cube.fenced", "");
-                self.forget_all();
+                self.let_go_of_cached();
                 refuse(batch, then, &fenced());
                 myself.stop(Some(STOPPED_FENCED.to_owned()));
             }
@@ -301,7 +301,7 @@ impl Running {
             }
             Then::HandedOver(reply) => {
                 self.environment.reach("cube.handed-over", self.cube.key.cube.as_str());
-                self.forget_all();
+                self.let_go_of_cached();
                 let _ = reply.send(Ok(()));
                 self.has_left = true;
                 let _ = myself.drain();

@@ -60,17 +60,16 @@ impl Talk {
 
     /// A turn that is asked for and answered out of these memories.
     fn chat(&mut self, message: &str, memories: &[MemoryId]) {
-        let texts: Vec<String> =
-            memories.iter().map(|id| self.scene.item(*id).text.clone()).collect();
+        let texts: Vec<String> = memories.iter().map(|id| self.scene.item(*id).text).collect();
         let invoked = self.scene.moment();
         let tokens = self.prompt(&texts, message);
         let mut session = self.engine.session();
         for chunk in tokens.chunks(BLOCK_TOKENS) {
             session.prefill(chunk, &Cancel::default()).expect("computed");
         }
-        self.read(&mut session, Occasion::Keep);
+        self.read(&session, Occasion::Keep);
         let token = session.sample(Sampling::GREEDY, 0).expect("said");
-        self.read(&mut session, Occasion::Reply);
+        self.read(&session, Occasion::Reply);
         self.readings.last_mut().expect("read").said.push(token);
         let used = |id: &MemoryId| {
             let revision = 1;
@@ -95,7 +94,7 @@ impl Talk {
         });
     }
 
-    fn read(&mut self, session: &mut ScriptedSession, occasion: Occasion) {
+    fn read(&mut self, session: &ScriptedSession, occasion: Occasion) {
         self.readings.push(Reading {
             at_ms: 5,
             node: NodeId::new("n1").expect("valid"),
