@@ -238,6 +238,9 @@ pub const KV_RAM_BYTES_DEFAULT: u64 = 1 << 30;
 pub const KV_DEVICE_BYTES_DEFAULT: u64 = 512 << 20;
 /// Bytes of keys and values on the local disk.
 pub const KV_DISK_BYTES_DEFAULT: u64 = 8 << 30;
+/// First tokens of a memory that are computed where it stands when the others come from what was
+/// computed for it by itself: most of what brings the text nearer to the exact one.
+pub const SEGMENT_REPAIR_TOKENS_DEFAULT: usize = 16;
 /// Conversations of one cube whose contexts are kept; past it, the one that was used least recently
 /// goes.
 pub const CONTEXTS_PER_CUBE_MAX: usize = 64;

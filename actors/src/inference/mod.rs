@@ -10,6 +10,7 @@ mod loading;
 mod reply;
 mod request;
 pub mod scripted;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -21,3 +22,4 @@ pub use engine::{
 pub use fill::Reuse;
 pub use generate::{InferenceHandle, InferenceParts};
 pub use request::{FinishReason, Finished, GenerateRequest, ReplyEvent, ReplyStream, Timings};
+pub use segments::{SEGMENT_SAVED_TOKENS_MIN, SegmentPiece, segment_pieces};

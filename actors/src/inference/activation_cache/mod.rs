@@ -9,6 +9,7 @@ mod contents;
 pub(crate) mod estimate;
 mod lru;
 mod quantise;
+mod segments;
 pub(crate) mod stored;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,7 @@ use self::{
     stored::{ColdTiers, LoadError, LoadedBlock},
 };
 pub use self::{
-    chain::{ChainBlock, Prompt},
+    chain::{ChainBlock, Prompt, Segment},
     contents::Forgotten,
     estimate::Tier,
     quantise::QuantisationError,
