@@ -14,6 +14,7 @@ mod model;
 mod panels;
 mod pass;
 mod prefill;
+mod rotation;
 mod sampler;
 mod step;
 mod tensor_model;
