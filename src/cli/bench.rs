@@ -1,6 +1,8 @@
 //! `memcube bench`
 
 mod ingest;
+#[cfg(feature = "candle")]
+mod segments;
 
 use std::path::PathBuf;
 
@@ -33,6 +35,9 @@ pub(crate) enum BenchCommand {
     Cubes(CubesArgs),
     /// Measure how long a cube takes into RAM, from its snapshot and from its rows.
     Hydrate(HydrateArgs),
+    /// Measure what independent segments cost in accuracy and what they save.
+    #[cfg(feature = "candle")]
+    Segments(segments::SegmentsArgs),
 }
 
 const RECALL_EXAMPLES: &str = "\
@@ -156,6 +161,8 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
         BenchCommand::Ingest(args) => run_ingest(options, &args),
         BenchCommand::Cubes(args) => run_cubes(options, &args),
         BenchCommand::Hydrate(args) => run_hydrate(options, &args),
+        #[cfg(feature = "candle")]
+        BenchCommand::Segments(args) => segments::run(options, args),
     }
 }
 
