@@ -315,7 +315,9 @@ fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Infer
         None
     };
     let cache = settings.inference.cache();
-    Ok(InferenceParts { engine, cache, disk, objects_are_local: !are_in_bucket })
+    let segment_repair_tokens = settings.inference.repair_tokens();
+    let parts = InferenceParts { cache, segment_repair_tokens, ..InferenceParts::new(engine) };
+    Ok(InferenceParts { disk, objects_are_local: !are_in_bucket, ..parts })
 }
 
 fn vector_parts(settings: &Settings, index: SharedVectorIndex) -> VectorParts {

@@ -96,7 +96,7 @@ pub const TTFT_SECONDS: &str = "memcube_ttft_seconds";
 pub const REPLIES_TOTAL: &str = "memcube_replies_total";
 /// Tokens of replies.
 pub const REPLY_TOKENS_TOTAL: &str = "memcube_reply_tokens_total";
-/// Tokens of prompts, by `from`: `computed`, or the tier that they were reused from.
+/// Tokens of prompts, by `from`: `computed`, the tier that they were reused from, or `segment`.
 pub const PROMPT_TOKENS_TOTAL: &str = "memcube_prompt_tokens_total";
 /// Sessions whose tokens were computed together.
 pub const DECODE_BATCH_SESSIONS: &str = "memcube_decode_batch_sessions";

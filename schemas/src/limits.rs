@@ -256,6 +256,9 @@ pub const KV_DEVICE_BYTES_DEFAULT: u64 = 512 << 20;
 pub const KV_DISK_BYTES_DEFAULT: u64 = 8 << 30;
 /// Blocks that are being copied from the object store to the local disk.
 pub const KV_COPIES_AT_ONCE: usize = 8;
+/// First tokens of a memory that are computed where it stands when the others come from what was
+/// computed for it by itself: most of what brings the text nearer to the exact one.
+pub const SEGMENT_REPAIR_TOKENS_DEFAULT: usize = 16;
 /// Conversations of one cube whose contexts are kept; past it, the one that was used least recently
 /// goes.
 pub const CONTEXTS_PER_CUBE_MAX: usize = 64;

@@ -5,6 +5,8 @@ pub mod hydrate;
 pub mod recall;
 pub mod recall_speed;
 #[cfg(feature = "candle")]
+pub mod segments;
+#[cfg(feature = "candle")]
 pub mod ttft;
 pub mod vectors;
 mod words;

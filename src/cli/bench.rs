@@ -2,6 +2,8 @@
 
 mod ingest;
 #[cfg(feature = "candle")]
+mod segments;
+#[cfg(feature = "candle")]
 mod ttft;
 
 use std::path::PathBuf;
@@ -39,6 +41,9 @@ pub(crate) enum BenchCommand {
     /// an object store, or nowhere.
     #[cfg(feature = "candle")]
     Ttft(ttft::TtftArgs),
+    /// Measure what independent segments cost in accuracy and what they save.
+    #[cfg(feature = "candle")]
+    Segments(segments::SegmentsArgs),
 }
 
 const RECALL_EXAMPLES: &str = "\
@@ -164,6 +169,8 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
         BenchCommand::Hydrate(args) => run_hydrate(options, &args),
         #[cfg(feature = "candle")]
         BenchCommand::Ttft(args) => ttft::run(options, args),
+        #[cfg(feature = "candle")]
+        BenchCommand::Segments(args) => segments::run(options, args),
     }
 }
 

@@ -6,6 +6,7 @@ use memcube_actors::inference::{activation_cache::CacheSettings, remote::RemoteS
 use memcube_schemas::limits::{
     KV_DEVICE_BYTES_DEFAULT, KV_DISK_BYTES_DEFAULT, KV_RAM_BYTES_DEFAULT,
     REMOTE_SILENCE_MS_DEFAULT, REMOTE_WINDOW_TOKENS_DEFAULT, REPLY_MS_DEFAULT,
+    SEGMENT_REPAIR_TOKENS_DEFAULT,
 };
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,14 @@ pub struct InferenceSettings {
     /// Whether that server reads prompts ahead of their answers, one token each, so that they are
     /// in its cache. It may charge for that.
     pub preloads: bool,
+    /// Whether memories that are new to a conversation come from what was computed for each of them
+    /// by itself, rather than being computed behind all that stands before them. Less is computed
+    /// before the first token, and the text **differs** from what the model would have said, in
+    /// most replies; they say `is_exact: false`.
+    pub independent_segments: bool,
+    /// First tokens of each such memory that are computed where they stand, which brings the text
+    /// nearer to the exact one.
+    pub segment_repair_tokens: usize,
 }
 
 impl Default for InferenceSettings {
@@ -111,6 +120,8 @@ impl Default for InferenceSettings {
             tokens_per_minute: 0,
             tenant_tokens_per_minute: 0,
             preloads: true,
+            independent_segments: false,
+            segment_repair_tokens: SEGMENT_REPAIR_TOKENS_DEFAULT,
         }
     }
 }
@@ -139,6 +150,12 @@ impl InferenceSettings {
             tenant_tokens_per_minute: self.tenant_tokens_per_minute,
             preloads: self.preloads,
         }
+    }
+
+    /// How many first tokens of independent segments are repaired, if there are any segments.
+    #[must_use]
+    pub fn repair_tokens(&self) -> Option<usize> {
+        self.independent_segments.then_some(self.segment_repair_tokens)
     }
 
     pub(super) fn mistakes_in_values(&self) -> Vec<String> {
@@ -222,4 +239,29 @@ fn default_model_dir() -> PathBuf {
         || super::cache_dir().join("memcube/models/smollm2-135m-instruct"),
         PathBuf::from,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use figment::{
+        Figment,
+        providers::{Format, Toml},
+    };
+
+    use super::*;
+
+    #[test]
+    fn independent_segments_are_off_unless_somebody_turns_them_on() {
+        let table = [
+            ("", None),
+            ("segment-repair-tokens = 4", None),
+            ("independent-segments = true", Some(16)),
+            ("independent-segments = true\nsegment-repair-tokens = 0", Some(0)),
+        ];
+        for (text, expected) in table {
+            let settings: InferenceSettings =
+                Figment::from(Toml::string(text)).extract().expect("valid");
+            assert_eq!(settings.repair_tokens(), expected, "{text}");
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! Brings a prompt into a session: what is cached is brought in, what is on its way races against
 //! computing it, and the rest is computed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures_util::future::join;
 use memcube_schemas::{BlockKey, activation::KvBlock};
 
 use super::{
-    activation_cache::{ActivationCache, Lease, Tier, chain::Chain, stored::LoadedBlock},
+    activation_cache::{ActivationCache, Lease, Segment, Tier, chain::Chain, stored::LoadedBlock},
     device::{DeviceHandle, Until},
     engine::{Cancel, EngineError, EngineResult, KvBytes, Sampling, Session, Token},
     loading::Loading,
@@ -47,6 +50,8 @@ pub struct Reuse {
     pub reused_tokens: BTreeMap<Tier, usize>,
     /// Tokens whose numbers were stored in 8 bits, and are not exact.
     pub inexact_tokens: usize,
+    /// Tokens that came from memories computed each by itself, which is not exact either.
+    pub segment_tokens: usize,
     /// Blocks that were damaged, and computed again.
     pub corrupt_blocks: usize,
 }
@@ -55,7 +60,13 @@ impl Reuse {
     /// Tokens that were not computed.
     #[must_use]
     pub fn reused(&self) -> usize {
-        self.reused_tokens.values().sum()
+        self.reused_tokens.values().sum::<usize>() + self.segment_tokens
+    }
+
+    /// Whether the text is the one that would have come with nothing cached.
+    #[must_use]
+    pub const fn is_exact(&self) -> bool {
+        self.inexact_tokens == 0 && self.segment_tokens == 0
     }
 
     fn add(&mut self, tier: Tier, tokens: usize) {
@@ -74,6 +85,12 @@ pub(super) struct Filled {
     pub(super) reuse: Reuse,
     /// Which blocks were computed here, and are exact.
     pub(super) computed: Vec<usize>,
+    /// The memories that may come from segments.
+    pub(super) segments: Vec<Segment>,
+    /// Numbers of those that were needed, and of which there is no segment.
+    pub(super) missing: BTreeSet<usize>,
+    /// The first block that was put together from segments.
+    pub(super) composed_from: Option<usize>,
 }
 
 /// What is needed to fill a session.
@@ -87,10 +104,13 @@ pub(super) struct Filling<'a> {
     pub(super) until: Until,
     /// How to choose the token after the prompt.
     pub(super) sampling: Option<(Sampling, u64)>,
+    /// Whether memories may come from segments, and how many of the first tokens of each are
+    /// computed where they stand.
+    pub(super) repair_tokens: Option<usize>,
 }
 
 /// Tells a computation to stop when nobody waits for it any more.
-struct CancelOnDrop(Cancel);
+pub(super) struct CancelOnDrop(pub(super) Cancel);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -108,6 +128,9 @@ impl Filling<'_> {
         let last = usize::from(self.sampling.is_some());
         let usable = if with_cache { self.chain.blocks.len().saturating_sub(last) } else { 0 };
         let mut filled = self.begin(usable).await?;
+        if with_cache {
+            filled.segments = self.segments();
+        }
         let mut at = self.blocks_until(filled.session.tokens());
         let missing = (at..usable).filter(|at| self.in_ram(*at).is_none());
         let (key, chain) = (&self.lease.key, self.chain);
@@ -138,7 +161,15 @@ impl Filling<'_> {
             }
             None => self.device.run(self.until.clone(), |engine| (engine.open(), 0)).await??,
         };
-        Ok(Filled { session, first: None, reuse, computed: Vec::new() })
+        Ok(Filled {
+            session,
+            first: None,
+            reuse,
+            computed: Vec::new(),
+            segments: Vec::new(),
+            missing: BTreeSet::new(),
+            composed_from: None,
+        })
     }
 
     fn blocks_until(&self, tokens: usize) -> usize {
@@ -262,13 +293,19 @@ impl Filling<'_> {
         }
     }
 
-    /// Computes a block; if it arrives before that is done, it is brought in instead.
+    /// Computes a block, or puts it together from segments; if it arrives before that is done, it
+    /// is brought in instead.
     async fn compute_or_load(
         &self,
         filled: &mut Filled,
         loading: &mut Loading,
         at: usize,
     ) -> Result<(), Trouble> {
+        // Not the last one, which is computed in any case, nor one that is on its way.
+        let may_compose = at + 1 < self.chain.blocks.len() && !loading.may_come(at);
+        if may_compose && !filled.segments.is_empty() && self.compose(filled, at).await? {
+            return Ok(());
+        }
         let before = filled.session.tokens();
         let cancel = Cancel::default();
         let start = self.environment.monotonic_us();
@@ -314,7 +351,7 @@ impl Filling<'_> {
         self.cache.computed(before, tokens, took_us);
         filled.reuse.computed_tokens += tokens;
         // What is computed after numbers that are not exact is not exact either.
-        if filled.reuse.inexact_tokens == 0 {
+        if filled.reuse.is_exact() && filled.composed_from.is_none() {
             filled.computed.push(at);
         }
         Ok(())
@@ -349,6 +386,6 @@ impl Filling<'_> {
 }
 
 /// Takes a session out to hand it over; an empty one stands in its place until it comes back.
-fn take(session: &mut Box<dyn Session>) -> Box<dyn Session> {
+pub(super) fn take(session: &mut Box<dyn Session>) -> Box<dyn Session> {
     std::mem::replace(session, Box::new(super::engine::NoSession))
 }

@@ -12,6 +12,7 @@ pub mod remote;
 mod reply;
 mod request;
 pub mod scripted;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -26,3 +27,4 @@ pub(crate) use generate::LocalModel;
 pub use handle::InferenceHandle;
 pub(crate) use handle::Place;
 pub use request::{FinishReason, Finished, GenerateRequest, ReplyEvent, ReplyStream, Timings};
+pub use segments::{SEGMENT_SAVED_TOKENS_MIN, SegmentPiece, segment_pieces};

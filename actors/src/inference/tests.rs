@@ -1,6 +1,8 @@
 //! Replies over a scripted engine on paused time: the same with and without what is cached, in
 //! time, within bounds, and never from a block that is not theirs.
 
+mod segments;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use memcube_schemas::{

@@ -1,6 +1,8 @@
 //! Chats over cubes: what was computed is used again, also after a restart, and nothing of a memory
 //! that is gone is left anywhere.
 
+mod segments;
+
 use std::collections::BTreeMap;
 
 use memcube_schemas::{

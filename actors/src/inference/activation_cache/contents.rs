@@ -52,6 +52,11 @@ impl Contents {
         Arc::new(Self { memories: memories.collect(), conversation: Some(conversation) })
     }
 
+    /// Those of one memory by itself.
+    pub(super) fn of_memory(memory: MemoryId) -> Sources {
+        Arc::new(Self { memories: BTreeSet::from([memory]), conversation: None })
+    }
+
     /// Those of a whole prompt.
     pub(crate) fn of_chain(chain: &Chain) -> Sources {
         Self::of(&chain.blocks)

@@ -10,6 +10,7 @@ pub(crate) mod estimate;
 mod forgetting;
 mod lru;
 mod quantise;
+mod segments;
 pub(crate) mod stored;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ use self::{
     stored::{ColdTiers, LoadError, LoadedBlock},
 };
 pub use self::{
-    chain::{ChainBlock, Prompt},
+    chain::{ChainBlock, Prompt, Segment},
     contents::Forgotten,
     estimate::Tier,
     forgetting::Holding,

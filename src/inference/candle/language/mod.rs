@@ -15,6 +15,7 @@ mod page;
 mod panels;
 mod pass;
 mod prefill;
+mod rotation;
 mod sampler;
 mod step;
 mod tensor_model;
