@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::thread;
 
+use bytes::Bytes;
+
 use super::error::ForwardError;
 use super::kv_cache::{KV_PAGE_TOKENS, KvCache, KvError};
 use super::pass::{Cancelled, Pass, Private, Shared, read};
