@@ -1,9 +1,10 @@
-//! The key-value cache of one sequence: pages of 256 tokens in 16-bit floats.
+//! The key-value cache of one sequence: pages of 256 tokens in 16-bit floats. The last page has
+//! room for no more than the next multiple of 32 tokens, and grows.
 //!
 //! Clones of a cache share its pages; whoever appends to a shared page copies it first.
 //!
-//! Layout of a layer in a page, for each key-value head: the keys, rotated to their positions, as
-//! panels of 32 tokens (`[8][head_dim][32]`), then the values (`[256][head_dim]`). Outside of a
+//! Layout of a layer in a whole page, for each key-value head: the keys, rotated to their positions,
+//! as panels of 32 tokens (`[8][head_dim][32]`), then the values (`[256][head_dim]`). Outside of a
 //! cache a span that is a whole page has the same layout, and is not copied; a layer of n other
 //! tokens is, for each head, keys `[head_dim][n]` and values `[n][head_dim]`, so that a span may
 //! begin and end anywhere and is still moved in long runs.
@@ -46,12 +47,9 @@ impl KvShape {
         2 * self.heads * self.head_dim * tokens * size_of::<u16>()
     }
 
-    pub(super) fn layer_halves(&self) -> usize {
-        self.heads * self.head_halves()
-    }
-
-    pub(super) fn head_halves(&self) -> usize {
-        2 * KV_PAGE_TOKENS * self.head_dim
+    /// Halves of one head of a layer with room for so many tokens.
+    pub(super) fn head_halves(&self, tokens: usize) -> usize {
+        2 * tokens * self.head_dim
     }
 }
 
@@ -146,7 +144,8 @@ impl KvCache {
     pub fn bytes(&self) -> usize {
         match &self.store {
             Store::Pages(pages) => {
-                pages.len() * self.shape.layers * self.shape.layer_bytes(KV_PAGE_TOKENS)
+                let room: usize = pages.iter().map(|page| page.room(&self.shape)).sum();
+                room * self.shape.token_bytes()
             }
             Store::Device(_) => self.len * self.shape.token_bytes(),
         }
@@ -210,7 +209,8 @@ impl KvCache {
                 let span = self.len..self.len + tokens;
                 for (index, slots, offset) in parts_of(&span) {
                     let part = Part { shape: &self.shape, slots, offset, tokens };
-                    part.scatter(page_mut(pages, &self.shape, index), layers);
+                    let page = page_mut(pages, &self.shape, index, part.slots.end);
+                    part.scatter(page, layers);
                 }
             }
             Store::Device(device) => {
@@ -226,12 +226,12 @@ impl KvCache {
         Ok(())
     }
 
-    /// The whole pages before the next token, and the page it goes to, which nobody shares;
-    /// nothing when the cache is on a device.
-    pub(super) fn open_page(&mut self) -> Option<(&[Arc<Page>], &mut Page)> {
+    /// The whole pages before the next token, and the page that it and some more go to, which
+    /// nobody shares; nothing when the cache is on a device.
+    pub(super) fn open_page(&mut self, tokens: usize) -> Option<(&[Arc<Page>], &mut Page)> {
         let Store::Pages(pages) = &mut self.store else { return None };
-        let index = self.len / KV_PAGE_TOKENS;
-        page_mut(pages, &self.shape, index);
+        let (index, slot) = (self.len / KV_PAGE_TOKENS, self.len % KV_PAGE_TOKENS);
+        page_mut(pages, &self.shape, index, slot + tokens);
         let (past, rest) = pages.split_at_mut(index);
         Some((past, Arc::make_mut(&mut rest[0])))
     }
@@ -253,9 +253,18 @@ fn failed(error: &candle_core::Error) -> KvError {
     KvError::Device(error.to_string())
 }
 
-fn page_mut<'a>(pages: &'a mut Vec<Arc<Page>>, shape: &KvShape, index: usize) -> &'a mut Page {
+/// A page that nobody shares, with room for so many tokens.
+fn page_mut<'a>(
+    pages: &'a mut Vec<Arc<Page>>,
+    shape: &KvShape,
+    index: usize,
+    tokens: usize,
+) -> &'a mut Page {
+    let room = tokens.next_multiple_of(PANEL);
     if index == pages.len() {
-        pages.push(Arc::new(Page::zeroed(shape)));
+        pages.push(Arc::new(Page::zeroed(shape, room)));
+    } else if pages[index].room(shape) < room {
+        pages[index] = Arc::new(pages[index].with_room(shape, room));
     }
     Arc::make_mut(&mut pages[index])
 }
@@ -271,8 +280,9 @@ impl KvShape {
         let mut halves = vec![0u16; self.layer_bytes(span.len()) / size_of::<u16>()];
         for (page, slots, offset) in parts_of(span) {
             let part = Part { shape: self, slots, offset, tokens: span.len() };
+            let room = pages[page].room(self);
             let page = pages[page].layer(layer);
-            part.runs(|inside, outside, len| {
+            part.runs(room, |inside, outside, len| {
                 halves[outside..outside + len].copy_from_slice(&page[inside..inside + len]);
             });
         }
@@ -286,7 +296,7 @@ impl KvShape {
     /// A layer of a whole page in the layout of pages, from that of spans.
     fn as_page(&self, span: &[u16]) -> Vec<u16> {
         let mut page = vec![0; span.len()];
-        self.whole_page().runs(|inside, outside, len| {
+        self.whole_page().runs(KV_PAGE_TOKENS, |inside, outside, len| {
             page[inside..inside + len].copy_from_slice(&span[outside..outside + len]);
         });
         page
@@ -295,7 +305,7 @@ impl KvShape {
     /// The other way round.
     fn as_span(&self, page: &[u16]) -> Vec<u16> {
         let mut span = vec![0; page.len()];
-        self.whole_page().runs(|inside, outside, len| {
+        self.whole_page().runs(KV_PAGE_TOKENS, |inside, outside, len| {
             span[outside..outside + len].copy_from_slice(&page[inside..inside + len]);
         });
         span
@@ -327,8 +337,9 @@ struct Part<'a> {
 impl Part<'_> {
     /// Copies the part from the bytes of the span's layers into a page.
     fn scatter(&self, page: &mut Page, layers: &[Bytes]) {
+        let room = page.room(self.shape);
         for (page, bytes) in page.layers_mut().zip(layers) {
-            self.runs(|inside, outside, len| {
+            self.runs(room, |inside, outside, len| {
                 let bytes = bytes[2 * outside..2 * (outside + len)].chunks_exact(2);
                 for (half, bytes) in page[inside..inside + len].iter_mut().zip(bytes) {
                     *half = u16::from_le_bytes([bytes[0], bytes[1]]);
@@ -337,12 +348,13 @@ impl Part<'_> {
         }
     }
 
-    /// Calls `copy` with where each run lies in the page and in the span, and how long it is.
-    fn runs(&self, mut copy: impl FnMut(usize, usize, usize)) {
+    /// Calls `copy` with where each run lies in a page with so much room, and in the span, and how
+    /// long it is.
+    fn runs(&self, room: usize, mut copy: impl FnMut(usize, usize, usize)) {
         let dim = self.shape.head_dim;
         for head in 0..self.shape.heads {
             let (page_keys, span_keys) =
-                (head * self.shape.head_halves(), head * 2 * self.tokens * dim);
+                (head * self.shape.head_halves(room), head * 2 * self.tokens * dim);
             let mut slot = self.slots.start;
             while slot < self.slots.end {
                 let len = (PANEL - slot % PANEL).min(self.slots.end - slot);
@@ -353,7 +365,7 @@ impl Part<'_> {
                 }
                 slot += len;
             }
-            let inside = page_keys + (KV_PAGE_TOKENS + self.slots.start) * dim;
+            let inside = page_keys + (room + self.slots.start) * dim;
             let outside = span_keys + (self.tokens + self.offset) * dim;
             copy(inside, outside, self.slots.len() * dim);
         }
@@ -367,8 +379,8 @@ pub(super) struct HeadView<'a> {
 }
 
 pub(super) fn head_of<'a>(layer: &'a [u16], shape: &KvShape, head: usize) -> HeadView<'a> {
-    let head = &layer[head * shape.head_halves()..][..shape.head_halves()];
-    let (keys, values) = head.split_at(KV_PAGE_TOKENS * shape.head_dim);
+    let halves = layer.len() / shape.heads;
+    let (keys, values) = layer[head * halves..][..halves].split_at(halves / 2);
     HeadView { keys, values }
 }
 
@@ -382,8 +394,8 @@ pub(super) fn store(
     value: &[u16],
 ) {
     let dim = shape.head_dim;
-    let head = &mut layer[head * shape.head_halves()..][..shape.head_halves()];
-    let (keys, values) = head.split_at_mut(KV_PAGE_TOKENS * dim);
+    let halves = layer.len() / shape.heads;
+    let (keys, values) = layer[head * halves..][..halves].split_at_mut(halves / 2);
     let panel = &mut keys[slot / PANEL * PANEL * dim..][..PANEL * dim];
     for (step, half) in panel.chunks_exact_mut(PANEL).zip(key) {
         step[slot % PANEL] = *half;

@@ -192,7 +192,7 @@ impl PackedModel {
         cancel: Cancelled<'_>,
     ) -> Result<Vec<f32>, ForwardError> {
         let first = cache.len_tokens();
-        let (past, page) = cache.open_page().ok_or(ForwardError::WrongCache)?;
+        let (past, page) = cache.open_page(tokens.len()).ok_or(ForwardError::WrongCache)?;
         let mut team = self.take_team();
         let barrier = Barrier::new(self.threads);
         let (privates, shared): (Vec<&mut Private>, Vec<&Shared>) =

@@ -50,9 +50,30 @@ pub(super) struct Page {
 }
 
 impl Page {
-    pub(super) fn zeroed(shape: &KvShape) -> Self {
-        let layer = |_| Halves::Own(vec![0; shape.layer_halves()]);
+    /// A page with room for so many tokens.
+    pub(super) fn zeroed(shape: &KvShape, tokens: usize) -> Self {
+        let layer = |_| Halves::Own(vec![0; shape.heads * shape.head_halves(tokens)]);
         Self { layers: (0..shape.layers).map(layer).collect() }
+    }
+
+    /// A copy with room for more tokens.
+    pub(super) fn with_room(&self, shape: &KvShape, tokens: usize) -> Self {
+        let mut page = Self::zeroed(shape, tokens);
+        // Keys and values of each head are a run of their own, which goes on behind its end.
+        let (from, to) = (self.room(shape) * shape.head_dim, tokens * shape.head_dim);
+        for (layer, larger) in page.layers_mut().enumerate() {
+            let runs = self.layer(layer).chunks_exact(from);
+            for (run, larger) in runs.zip(larger.chunks_exact_mut(to)) {
+                larger[..from].copy_from_slice(run);
+            }
+        }
+        page
+    }
+
+    /// Tokens that it has room for.
+    pub(super) fn room(&self, shape: &KvShape) -> usize {
+        let halves = self.layers.first().map_or(0, |layer| layer.as_slice().len());
+        halves / (shape.heads * shape.head_halves(1))
     }
 
     /// A page of the bytes of its layers, in the layout of pages.
@@ -107,7 +128,7 @@ mod tests {
     #[test]
     fn bytes_are_shared_until_somebody_writes() {
         let shape = KvShape { layers: 2, heads: 1, head_dim: 32 };
-        let mut page = Page::zeroed(&shape);
+        let mut page = Page::zeroed(&shape, 256);
         page.layers_mut().enumerate().for_each(|(at, layer)| layer.fill(at as u16 + 7));
         let page = Arc::new(page);
         let bytes: Vec<Bytes> = (0..2).map(|layer| bytes_of(&page, layer)).collect();
@@ -117,6 +138,8 @@ mod tests {
         assert_eq!(bytes_of(&copy, 0).as_ptr(), bytes[0].as_ptr());
         Arc::make_mut(&mut copy).layers_mut().for_each(|layer| layer.fill(1));
         assert_eq!((page.layer(1)[0], copy.layer(1)[0]), (8, 1));
+        let larger = Page::zeroed(&shape, 32).with_room(&shape, 64);
+        assert_eq!((larger.room(&shape), page.room(&shape)), (64, 256));
         // At an odd address nothing can be read in place.
         let odd = [vec![0_u8], bytes[1].to_vec()].concat();
         let odd = Bytes::from(odd).slice(1..);

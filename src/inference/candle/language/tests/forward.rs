@@ -202,6 +202,24 @@ fn truncated_and_cloned_caches_go_their_own_way() {
 }
 
 #[test]
+fn a_cache_takes_no_more_than_its_tokens_and_a_panel() {
+    let model = tiny(Isa::detect(), 2);
+    let tokens = Numbers(37).tokens(600);
+    let mut grown = model.new_cache();
+    for len in [1, 2, 32, 33, 200, 256, 257, 300, 583] {
+        let held = grown.len_tokens();
+        run(&model, &mut grown, &tokens[held..len]);
+        let mut whole = model.new_cache();
+        run(&model, &mut whole, &tokens[..len]);
+        let bytes = grown.shape().token_bytes() * len.next_multiple_of(32);
+        assert_eq!((grown.bytes(), whole.bytes()), (bytes, bytes), "{len}");
+    }
+    let mut copy = model.new_cache();
+    copy.import(583, &bytes(&grown)).unwrap();
+    assert!(run(&model, &mut copy, &tokens[583..]) == run(&model, &mut grown, &tokens[583..]));
+}
+
+#[test]
 fn cancelled_passes_leave_the_cache_as_it_was() {
     for threads in 1..=3 {
         let model = tiny(Isa::detect(), threads);
