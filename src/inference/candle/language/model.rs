@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::thread;
 
+use bytes::Bytes;
+
 use super::error::ForwardError;
 use super::kv_cache::{KV_PAGE_TOKENS, KvCache, KvError};
 use super::pass::{Cancelled, Pass, Private, Shared, read};
@@ -80,8 +82,9 @@ pub trait LanguageModel: Send + Sync {
                 return Err(KvError::WrongSize { layer, expected, found });
             }
             let turn = if by == 0 { None } else { Some(self.turn(layer, by)?) };
-            let moved_layer = rotation::moved(&shape, bytes, tokens, &wanted, turn.as_ref());
-            moved.push(Bytes::from(moved_layer));
+            let span = shape.span_of(tokens, bytes);
+            let layer = rotation::moved(&shape, &span, tokens, &wanted, turn.as_ref());
+            moved.push(shape.importable(cache.len_tokens(), wanted.len(), layer));
         }
         cache.import(wanted.len(), &moved)
     }
