@@ -268,6 +268,9 @@ fn told(answer: &Answer) -> String {
             timings.tokens_computed,
             timings.ttft_ms / 1_000.0
         );
+        if !timings.is_exact {
+            told.push_str("; not exact");
+        }
     }
     if answer.finish_reason.as_deref() == Some("length") {
         told = format!("{told}; cut off");
@@ -296,7 +299,9 @@ mod tests {
         let timings = ChatTimings {
             recall_ms: 1.0,
             tokens_from_cache: 120,
+            tokens_from_segments: 0,
             tokens_computed: 30,
+            is_exact: true,
             ttft_ms: 456.0,
             total_ms: 900.0,
         };

@@ -295,8 +295,13 @@ pub struct ChatTimings {
     pub recall_ms: f64,
     /// Tokens of the prompt that had been computed before.
     pub tokens_from_cache: usize,
+    /// Of these, tokens of memories that were computed each by itself (`independent-segments`).
+    pub tokens_from_segments: usize,
     /// Tokens of the prompt that were computed.
     pub tokens_computed: usize,
+    /// Whether the text is the one that would have come with nothing cached. It is not with
+    /// independent segments, nor with what lay on a cold tier in 8 bits.
+    pub is_exact: bool,
     /// Milliseconds until the first token.
     pub ttft_ms: f64,
     /// Milliseconds for all of it, until the turn was durable.

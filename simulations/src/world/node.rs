@@ -218,6 +218,7 @@ impl Inner {
             cache,
             disk: disk.map(|disk| (disk, draw("disk bytes", 1 << 18, 16 << 20))),
             objects_are_local: dice.chance("local", 0, 200),
+            segment_repair_tokens: None,
         };
         cubes.serve_model(parts).await?;
         Ok(Model { engine, cache })

@@ -169,6 +169,7 @@ mod tests {
         let last = piece(
             "\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\",\"logprobs\":null}],\
              \"memcube\":{\"timings\":{\"recall_ms\":1,\"tokens_from_cache\":2,\
+             \"tokens_from_segments\":0,\"is_exact\":true,\
              \"tokens_computed\":3,\"ttft_ms\":4,\"total_ms\":5}}",
         );
         let text = format!(

@@ -197,7 +197,9 @@ pub(crate) fn ending(opening: &ChatOpening, finished: &FinishedTurn) -> ChatMemo
     let timings = ChatTimings {
         recall_ms: milliseconds(opening.recall_us),
         tokens_from_cache: finished.reuse.reused(),
+        tokens_from_segments: finished.reuse.segment_tokens,
         tokens_computed: finished.reuse.computed_tokens,
+        is_exact: finished.reuse.is_exact(),
         ttft_ms: milliseconds(finished.first_token_us),
         total_ms: milliseconds(finished.total_us),
     };

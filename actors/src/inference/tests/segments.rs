@@ -16,7 +16,7 @@ async fn world(segment_repair_tokens: Option<usize>) -> World {
         segment_repair_tokens,
         ..InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>)
     };
-    let inference = InferenceHandle::start(parts, None, environment.clone()).await;
+    let inference = LocalModel::start(parts, None, environment.clone()).await;
     World { engine, inference: inference.expect("started"), environment }
 }
 

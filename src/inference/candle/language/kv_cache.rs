@@ -289,6 +289,25 @@ impl KvShape {
         halves
     }
 
+    /// A layer of tokens that begin where a page does, in the layout of spans, from what a cache
+    /// exported.
+    pub(super) fn span_of(&self, tokens: usize, exported: &Bytes) -> Bytes {
+        if is_page(0, tokens) {
+            Bytes::from(bytes_of_halves(&self.as_span(&halves_of(exported))))
+        } else {
+            exported.clone()
+        }
+    }
+
+    /// A layer of tokens from a position on as a cache imports it, from the layout of spans.
+    pub(super) fn importable(&self, start: usize, tokens: usize, span: Vec<u8>) -> Bytes {
+        if is_page(start, tokens) {
+            Bytes::from(bytes_of_halves(&self.as_page(&halves_of(&span))))
+        } else {
+            Bytes::from(span)
+        }
+    }
+
     fn whole_page(&self) -> Part<'_> {
         Part { shape: self, slots: 0..KV_PAGE_TOKENS, offset: 0, tokens: KV_PAGE_TOKENS }
     }

@@ -82,8 +82,9 @@ pub trait LanguageModel: Send + Sync {
                 return Err(KvError::WrongSize { layer, expected, found });
             }
             let turn = if by == 0 { None } else { Some(self.turn(layer, by)?) };
-            let moved_layer = rotation::moved(&shape, bytes, tokens, &wanted, turn.as_ref());
-            moved.push(Bytes::from(moved_layer));
+            let span = shape.span_of(tokens, bytes);
+            let layer = rotation::moved(&shape, &span, tokens, &wanted, turn.as_ref());
+            moved.push(shape.importable(cache.len_tokens(), wanted.len(), layer));
         }
         cache.import(wanted.len(), &moved)
     }

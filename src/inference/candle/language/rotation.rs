@@ -15,8 +15,8 @@ use super::kv_cache::KvShape;
 /// Cosines and sines of the angles of one position.
 pub(super) type Turn = (Vec<f32>, Vec<f32>);
 
-/// Tokens of a layer as [`super::kv_cache::KvCache::export_layer`] gives them, of which those in
-/// `wanted` come out: moved by so many positions as `turn` stands for, or as they are without one.
+/// A layer of `tokens` tokens in the layout of spans, of which those in `wanted` come out: moved by
+/// so many positions as `turn` stands for, or as they are without one.
 pub(super) fn moved(
     shape: &KvShape,
     layer: &[u8],
