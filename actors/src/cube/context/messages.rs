@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(roles(&first.prompt), expected, "memories wait until all results are there");
         let mut record = first.record;
         replied(&mut record, "It is noon.", 4);
-        turns.extend([asked.message.clone().expect("said"), turn(Role::Assistant, "It is noon.")]);
+        turns.extend([asked.message.expect("said"), turn(Role::Assistant, "It is noon.")]);
         let second = next(Some(&record), &wanted(&turns, "thanks", &[1]));
         assert!(text(&second.prompt).starts_with(&text(&first.prompt)));
         // Without its call, a result is something that was said.

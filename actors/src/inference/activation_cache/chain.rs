@@ -257,7 +257,7 @@ pub(crate) mod tests {
         assert_eq!(key(&chain(&behind, 7, "acme"), &model(), "acme"), known, "wherever it stands");
         assert_ne!(Some(alone.blocks[0].key), known, "the same tokens as the block of a prompt");
         let other = ModelFingerprint { rope: "x".to_owned(), ..model() };
-        let mut changed = text.clone();
+        let mut changed = text;
         changed[39] += 1;
         let others = [
             key(&alone, &model(), "apex"),

@@ -70,7 +70,7 @@ mod tests {
         let (first, second): (Arc<str>, Arc<str>) = ("{1}".into(), "{2}".into());
         extras.note(&key("acme"), &talk(0), Some(&first));
         extras.note(&key("acme"), &talk(0), Some(&second));
-        assert_eq!(extras.of(&key("acme"), &talk(0)), Some(second.clone()));
+        assert_eq!(extras.of(&key("acme"), &talk(0)), Some(second));
         assert_eq!(extras.of(&key("apex"), &talk(0)), None, "another tenant's");
         extras.note(&key("acme"), &talk(0), None);
         assert_eq!(extras.of(&key("acme"), &talk(0)), None);

@@ -102,7 +102,7 @@ fn asked(text: &str) -> Asked {
             stops: Vec::new(),
             extra: None,
         },
-        sources: Contents::said_in(conversation.clone(), [memory(1)].into_iter()),
+        sources: Contents::said_in(conversation, [memory(1)].into_iter()),
         prompt_tokens: text.len().div_ceil(4),
         prompt_bytes: text.len(),
         ms_max: 30_000,
