@@ -120,6 +120,14 @@ pub const ACTIVATION_CORRUPT_TOTAL: &str = "memcube_activation_corrupt_total";
 pub const ACTIVATION_INVALIDATED_TOTAL: &str = "memcube_activation_invalidated_total";
 /// Relative error of blocks that were stored in 8 bits.
 pub const ACTIVATION_QUANTISATION_ERROR: &str = "memcube_activation_quantisation_error";
+/// Requests to a model elsewhere that failed, each try counted, by `kind`.
+pub const REMOTE_FAILURES_TOTAL: &str = "memcube_remote_failures_total";
+/// Requests to a model elsewhere that were tried again, by the `kind` of the failure.
+pub const REMOTE_RETRIES_TOTAL: &str = "memcube_remote_retries_total";
+/// Time that a request waited before it was sent to a model elsewhere, by `urgency`.
+pub const REMOTE_WAIT_SECONDS: &str = "memcube_remote_wait_seconds";
+/// Prompts sent ahead of their answers to a model elsewhere, by `outcome`.
+pub const REMOTE_PRELOADS_TOTAL: &str = "memcube_remote_preloads_total";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -198,4 +206,8 @@ fn describe_inference() {
     counter(ACTIVATION_CORRUPT_TOTAL, "damaged blocks, computed again");
     counter(ACTIVATION_INVALIDATED_TOTAL, "blocks of changed or deleted memories, dropped");
     describe_histogram!(ACTIVATION_QUANTISATION_ERROR, Unit::Count, "relative error of 8 bits");
+    counter(REMOTE_FAILURES_TOTAL, "failed requests to a model elsewhere");
+    counter(REMOTE_RETRIES_TOTAL, "requests to a model elsewhere, tried again");
+    seconds(REMOTE_WAIT_SECONDS, "time before a request went to a model elsewhere");
+    counter(REMOTE_PRELOADS_TOTAL, "prompts sent ahead to a model elsewhere");
 }

@@ -225,6 +225,22 @@ pub const REPLY_PIECES_MAX: usize = 64;
 pub const REPLY_TOKENS_DEFAULT: usize = 512;
 /// Milliseconds that a request for a reply may take when the caller names no number.
 pub const REPLY_MS_DEFAULT: u64 = 120_000;
+/// Bytes of one reply of a model elsewhere: far more than anybody reads, so that a server that
+/// never ends fills no RAM.
+pub const REMOTE_REPLY_BYTES_MAX: usize = 4 << 20;
+/// Requests that a model elsewhere answers at the same time; the others wait here, where those who
+/// want an answer go first.
+pub const REMOTE_REQUESTS_MAX: usize = 16;
+/// Prompts that wait to be sent ahead of their answers to a model elsewhere.
+pub const REMOTE_PRELOADS_MAX: usize = 8;
+/// Tokens of the window of a model elsewhere when the settings name no number.
+pub const REMOTE_WINDOW_TOKENS_DEFAULT: usize = 8_192;
+/// Milliseconds of silence of a model elsewhere, before its first token or between two.
+pub const REMOTE_SILENCE_MS_DEFAULT: u64 = 60_000;
+/// Tenants whose budgets of tokens are remembered; past it, those that have spent least go.
+pub const REMOTE_TENANT_BUDGETS_MAX: usize = 10_000;
+/// Conversations whose further fields, such as tools, are remembered for what is sent ahead.
+pub const REMOTE_EXTRAS_MAX: usize = 256;
 /// Blocks of keys and values that one cube keeps: a quarter of a million tokens, and few enough
 /// that one commit can clear them all.
 pub const KV_BLOCKS_PER_CUBE_MAX: usize = 1_024;
@@ -238,6 +254,8 @@ pub const KV_RAM_BYTES_DEFAULT: u64 = 1 << 30;
 pub const KV_DEVICE_BYTES_DEFAULT: u64 = 512 << 20;
 /// Bytes of keys and values on the local disk.
 pub const KV_DISK_BYTES_DEFAULT: u64 = 8 << 30;
+/// Blocks that are being copied from the object store to the local disk.
+pub const KV_COPIES_AT_ONCE: usize = 8;
 /// Conversations of one cube whose contexts are kept; past it, the one that was used least recently
 /// goes.
 pub const CONTEXTS_PER_CUBE_MAX: usize = 64;

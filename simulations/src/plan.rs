@@ -25,6 +25,9 @@ pub struct Plan {
     /// Whether nodes have a vector tier.
     #[serde(default)]
     pub vectors: bool,
+    /// Whether nodes have a language model.
+    #[serde(default)]
+    pub models: bool,
     /// Planted bugs that are switched on.
     #[serde(default)]
     pub defects: BTreeSet<Defect>,
@@ -50,6 +53,7 @@ impl Plan {
             seconds: 60,
             store: StoreKind::InMemory,
             vectors: false,
+            models: false,
             defects: BTreeSet::new(),
             faults: BTreeMap::new(),
             events: Vec::new(),
@@ -141,6 +145,16 @@ pub enum FaultClass {
     DeviceSlow,
     /// A forward pass fails: the device is out of memory.
     DeviceOutOfMemory,
+    /// A forward pass of a language model fails, and its session is of no use any more.
+    DeviceFail,
+    /// A language model computes something that is not a number.
+    DeviceNotFinite,
+    /// A language model panics.
+    DevicePanic,
+    /// A node starts with another model, tokenizer or adapter than before.
+    ModelChange,
+    /// A node starts with an empty disk in place of its former one.
+    DiskLost,
     /// An object is read or written slowly.
     BlobSlow,
     /// An object cannot be read or written.
@@ -149,6 +163,8 @@ pub enum FaultClass {
     BlobTorn,
     /// An object that was written is not found for a while.
     BlobNotYet,
+    /// A bit of an object is another one when it is read.
+    BlobRot,
     /// A cube panics while it decides.
     CubePanic,
     /// A cube panics while it is hydrated.
@@ -183,7 +199,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 38] = [
         Self::NetworkDelay,
         Self::NetworkDrop,
         Self::NetworkDuplicate,
@@ -197,10 +213,16 @@ impl FaultClass {
         Self::StoreOverloaded,
         Self::DeviceSlow,
         Self::DeviceOutOfMemory,
+        Self::DeviceFail,
+        Self::DeviceNotFinite,
+        Self::DevicePanic,
+        Self::ModelChange,
+        Self::DiskLost,
         Self::BlobSlow,
         Self::BlobFail,
         Self::BlobTorn,
         Self::BlobNotYet,
+        Self::BlobRot,
         Self::CubePanic,
         Self::HydratePanic,
         Self::Jitter,
@@ -217,6 +239,20 @@ impl FaultClass {
         Self::FdbRecovery,
         Self::FdbWatch,
     ];
+
+    /// Whether it strikes only where nodes have a language model.
+    #[must_use]
+    pub const fn needs_models(self) -> bool {
+        matches!(
+            self,
+            Self::DeviceFail
+                | Self::DeviceNotFinite
+                | Self::DevicePanic
+                | Self::ModelChange
+                | Self::DiskLost
+                | Self::BlobRot
+        )
+    }
 
     /// Whether it can strike a store of this kind. What a transaction of FoundationDB may meet is
     /// left to the simulated cluster.
@@ -248,10 +284,16 @@ impl FaultClass {
             | Self::StoreOverloaded
             | Self::DeviceSlow
             | Self::DeviceOutOfMemory
+            | Self::DeviceFail
+            | Self::DeviceNotFinite
+            | Self::DevicePanic
+            | Self::ModelChange
+            | Self::DiskLost
             | Self::BlobSlow
             | Self::BlobFail
             | Self::BlobTorn
             | Self::BlobNotYet
+            | Self::BlobRot
             | Self::CubePanic
             | Self::HydratePanic
             | Self::Jitter => return true,
@@ -280,10 +322,16 @@ impl FaultClass {
             Self::StoreOverloaded => "store-overloaded",
             Self::DeviceSlow => "device-slow",
             Self::DeviceOutOfMemory => "device-out-of-memory",
+            Self::DeviceFail => "device-fail",
+            Self::DeviceNotFinite => "device-not-finite",
+            Self::DevicePanic => "device-panic",
+            Self::ModelChange => "model-change",
+            Self::DiskLost => "disk-lost",
             Self::BlobSlow => "blob-slow",
             Self::BlobFail => "blob-fail",
             Self::BlobTorn => "blob-torn",
             Self::BlobNotYet => "blob-not-yet",
+            Self::BlobRot => "blob-rot",
             Self::CubePanic => "cube-panic",
             Self::HydratePanic => "hydrate-panic",
             Self::Jitter => "jitter",
@@ -385,6 +433,10 @@ pub struct Script {
     pub tenant: String,
     /// The cube it works on.
     pub cube: String,
+    /// Under which number it says things that do not tell whose they are: two callers of different
+    /// tenants with one voice say the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voice: Option<u32>,
     /// The steps.
     pub steps: Vec<Step>,
 }
@@ -451,4 +503,31 @@ pub enum Action {
         /// How many searches.
         count: u32,
     },
+    /// Says something in a conversation, and lets the language model answer.
+    Chat {
+        /// Conversation number.
+        scene: u32,
+        /// What it is about.
+        topic: u32,
+        /// Which instructions stand before everything.
+        preamble: u32,
+        /// Whether memories are looked for.
+        recalls: bool,
+        /// After how many pieces of the reply the caller goes away, if it does.
+        leaves_after: Option<u32>,
+    },
+    /// Computes ahead what the next turn of a conversation will begin with.
+    Preload {
+        /// Conversation number.
+        scene: u32,
+        /// Which memories are expected to be needed, at most three.
+        pick: u64,
+    },
+    /// Freezes an item, or lets it thaw.
+    Freeze {
+        /// Which.
+        pick: u64,
+    },
+    /// Deletes the cube with everything in it, and makes it anew.
+    Erase,
 }

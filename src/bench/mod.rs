@@ -4,6 +4,8 @@ pub mod cubes;
 pub mod hydrate;
 pub mod recall;
 pub mod recall_speed;
+#[cfg(feature = "candle")]
+pub mod ttft;
 pub mod vectors;
 mod words;
 

@@ -1,6 +1,8 @@
 //! `memcube bench`
 
 mod ingest;
+#[cfg(feature = "candle")]
+mod ttft;
 
 use std::path::PathBuf;
 
@@ -33,6 +35,10 @@ pub(crate) enum BenchCommand {
     Cubes(CubesArgs),
     /// Measure how long a cube takes into RAM, from its snapshot and from its rows.
     Hydrate(HydrateArgs),
+    /// Measure the time to the first token on top of a context that is cached in RAM, on disk, in
+    /// an object store, or nowhere.
+    #[cfg(feature = "candle")]
+    Ttft(ttft::TtftArgs),
 }
 
 const RECALL_EXAMPLES: &str = "\
@@ -156,6 +162,8 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
         BenchCommand::Ingest(args) => run_ingest(options, &args),
         BenchCommand::Cubes(args) => run_cubes(options, &args),
         BenchCommand::Hydrate(args) => run_hydrate(options, &args),
+        #[cfg(feature = "candle")]
+        BenchCommand::Ttft(args) => ttft::run(options, args),
     }
 }
 

@@ -31,7 +31,7 @@ fn with_model(mut command: Command) -> Command {
     command
 }
 
-fn serve(directory: &Path) -> ServerProcess {
+pub(crate) fn serve(directory: &Path) -> ServerProcess {
     let mut command = serve_command(directory);
     command.args(["--language-model", "local"]);
     ServerProcess::spawn(with_model(command))

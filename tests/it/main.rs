@@ -10,9 +10,12 @@ mod faults;
 #[cfg(feature = "fdb")]
 mod foundationdb;
 mod http;
+#[cfg(feature = "candle")]
+mod language;
 mod memos;
 mod model;
 mod process;
+mod remote;
 #[cfg(feature = "s3")]
 mod s3;
 mod support;

@@ -271,7 +271,7 @@ impl CubeHandle {
             // Nothing of the turn is left for the next one but what RAM happens to hold.
             stream.after = None;
         }
-        let asked_us = environment.monotonic_us();
+        let asked_us = stream.asked_us;
         Ok(TurnStream { cube: self.clone(), stream, turn, start_us, asked_us })
     }
 }

@@ -43,7 +43,7 @@ use self::{
 pub use self::{
     activation::Kept,
     chat::{ChatOpening, ChatRequest, ChatStream, PreloadOutcome, PreloadRequest},
-    context::{ChatTurn, Rebuild, UsedMemory, rebuild},
+    context::{ChatTurn, HEADING as MEMORIES_HEADING, Rebuild, UsedMemory, rebuild},
     converse::{ConverseRequest, FinishedTurn, TurnEvent, TurnStream},
     handle::CubeHandle,
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},

@@ -3,6 +3,7 @@
 mod activation;
 mod converse;
 mod faults;
+mod remote;
 mod snapshots;
 
 use std::{

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures_util::future::join;
 use memcube_schemas::{BlockKey, activation::KvBlock};
 
 use super::{
@@ -12,6 +13,9 @@ use super::{
     loading::Loading,
 };
 use crate::{environment::Environment, error::Error};
+
+/// Blocks that are brought in at once: between two such runs others have their turn.
+const RUN_MAX: usize = 32;
 
 /// Why a prompt could not be brought into a session.
 #[derive(Debug)]
@@ -55,6 +59,9 @@ impl Reuse {
     }
 
     fn add(&mut self, tier: Tier, tokens: usize) {
+        if tokens == 0 {
+            return;
+        }
         *self.reused_tokens.entry(tier).or_default() += tokens;
     }
 }
@@ -107,12 +114,15 @@ impl Filling<'_> {
         let mut loading =
             Loading::start(self.cache, self.environment, key, chain, self.stored, missing);
         while at < chain.blocks.len() {
-            if at < usable && self.bring_in(&mut filled, &mut loading, at).await? {
-                at += 1;
-                continue;
+            let brought = if at < usable {
+                self.bring_in(&mut filled, &mut loading, at, usable).await?
+            } else {
+                0
+            };
+            if brought == 0 {
+                self.compute_or_load(&mut filled, &mut loading, at).await?;
             }
-            self.compute_or_load(&mut filled, &mut loading, at).await?;
-            at += 1;
+            at += brought.max(1);
         }
         filled.reuse.corrupt_blocks += loading.corrupt;
         Ok(filled)
@@ -139,22 +149,62 @@ impl Filling<'_> {
         self.cache.in_ram(self.lease, self.chain, at)
     }
 
-    /// Brings a block in that is in RAM or comes soon; returns whether there was one.
+    /// Brings in what is in RAM from a block on, or one block that comes soon; returns how many.
     async fn bring_in(
         &self,
         filled: &mut Filled,
         loading: &mut Loading,
         at: usize,
-    ) -> Result<bool, Trouble> {
-        if let Some(block) = self.in_ram(at) {
-            return self.import(filled, at, block, Tier::Ram, true).await;
+        usable: usize,
+    ) -> Result<usize, Trouble> {
+        let in_ram: Vec<Arc<KvBytes>> =
+            (at..usable).take(RUN_MAX).map_while(|at| self.in_ram(at)).collect();
+        if !in_ram.is_empty() {
+            return self.import_from_ram(filled, at, in_ram).await;
         }
         if !loading.may_come(at) {
-            return Ok(false);
+            return Ok(0);
         }
         match loading.patient_arrival(at).await {
-            Some(loaded) => self.import_loaded(filled, at, loaded).await,
-            None => Ok(false),
+            Some(loaded) => Ok(usize::from(self.import_loaded(filled, at, loaded).await?)),
+            None => Ok(0),
+        }
+    }
+
+    /// Brings a run of blocks in, as far as they are what they were.
+    async fn import_from_ram(
+        &self,
+        filled: &mut Filled,
+        at: usize,
+        mut blocks: Vec<Arc<KvBytes>>,
+    ) -> Result<usize, Trouble> {
+        let intact = self.intact(&blocks).await;
+        if intact < blocks.len() {
+            self.environment.reach("inference.damaged-in-ram", "");
+            let key = self.chain.blocks[at + intact].key;
+            self.cache.drop_damaged(&self.lease.key.tenant, key, Tier::Ram);
+            filled.reuse.corrupt_blocks += 1;
+            blocks.truncate(intact);
+        }
+        if blocks.is_empty() {
+            return Ok(0);
+        }
+        self.import(filled, blocks, Tier::Ram).await
+    }
+
+    /// How many of the first blocks are what they were. Reading all of a long context takes a
+    /// while, so that the halves are looked at side by side.
+    async fn intact(&self, blocks: &[Arc<KvBytes>]) -> usize {
+        let look = |blocks: &[Arc<KvBytes>]| {
+            let blocks = blocks.to_vec();
+            let count = move || blocks.iter().take_while(|block| block.is_intact()).count();
+            self.environment.compute(count)
+        };
+        let (front, back) = blocks.split_at(blocks.len() / 2);
+        let (in_front, in_back) = join(look(front), look(back)).await;
+        match in_front.unwrap_or(0) {
+            count if count == front.len() => count + in_back.unwrap_or(0),
+            count => count,
         }
     }
 
@@ -164,56 +214,51 @@ impl Filling<'_> {
         at: usize,
         loaded: LoadedBlock,
     ) -> Result<bool, Trouble> {
+        // It was compared with its checksums when it came.
         let LoadedBlock { block, tier, is_exact } = loaded;
-        let is_in = self.import(filled, at, Arc::clone(&block), tier, is_exact).await?;
+        let tokens = block.tokens;
+        let is_in = self.import(filled, vec![Arc::clone(&block)], tier).await? > 0;
+        if is_in && !is_exact {
+            filled.reuse.inexact_tokens += tokens;
+        }
         if is_in && is_exact {
             self.cache.admit(self.lease, self.chain, at, block);
         }
         Ok(is_in)
     }
 
-    /// Brings numbers into the session, unless they are damaged or do not fit.
+    /// Brings the numbers of blocks into the session, up to one that does not fit; returns how
+    /// many.
     async fn import(
         &self,
         filled: &mut Filled,
-        at: usize,
-        block: Arc<KvBytes>,
+        blocks: Vec<Arc<KvBytes>>,
         tier: Tier,
-        is_exact: bool,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<usize, Trouble> {
         let mut session = take(&mut filled.session);
-        let tokens = block.tokens;
+        let before = session.tokens();
         let work = move |_: &dyn super::engine::Engine| {
-            let result = block.is_intact().then(|| session.import(&block));
+            let mut count = 0;
+            let result = blocks.iter().try_for_each(|block| {
+                session.import(block)?;
+                count += 1;
+                Ok(())
+            });
             let owed_us = session.owed_us();
-            ((session, result), owed_us)
+            ((session, count, result), owed_us)
         };
-        let (session, result) = self.device.run(self.until.clone(), work).await?;
+        let (session, count, result) = self.device.run(self.until.clone(), work).await?;
         filled.session = session;
+        filled.reuse.add(tier, filled.session.tokens().saturating_sub(before));
+        metrics::counter!(crate::metrics::ACTIVATION_HITS_TOTAL, "tier" => tier.as_str())
+            .increment(count as u64);
         match result {
-            Some(Ok(())) => {
-                filled.reuse.add(tier, tokens);
-                if !is_exact {
-                    filled.reuse.inexact_tokens += tokens;
-                }
-                metrics::counter!(
-                    crate::metrics::ACTIVATION_HITS_TOTAL, "tier" => tier.as_str()
-                )
-                .increment(1);
-                Ok(true)
-            }
-            Some(Err(error @ (EngineError::Unsuitable { .. } | EngineError::Failed { .. }))) => {
+            Ok(()) => Ok(count),
+            Err(error @ (EngineError::Unsuitable { .. } | EngineError::Failed { .. })) => {
                 tracing::warn!(%error, "a block could not be brought in and is computed again");
-                Ok(false)
+                Ok(count)
             }
-            Some(Err(error)) => Err(error.into()),
-            None => {
-                self.environment.reach("inference.damaged-in-ram", "");
-                let key = self.chain.blocks[at].key;
-                self.cache.drop_damaged(&self.lease.key.tenant, key, tier);
-                filled.reuse.corrupt_blocks += 1;
-                Ok(false)
-            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -245,8 +290,14 @@ impl Filling<'_> {
             Some(Ok(loaded)) => {
                 self.environment.reach("inference.load-won", "");
                 cancel.set();
-                let (session, _) = computing.await?;
+                let (session, result) = computing.await?;
                 filled.session = session;
+                match result {
+                    // Whatever it had computed by then is cut off again.
+                    Ok(_) | Err(EngineError::Cancelled | EngineError::OutOfMemory) => {}
+                    // The session is of no use any more: nothing may be brought into it.
+                    Err(error) => return Err(error.into()),
+                }
                 filled.session.truncate(before);
                 if self.import_loaded(filled, at, loaded).await? {
                     return Ok(());

@@ -54,22 +54,22 @@ impl InferenceParts {
     }
 }
 
-/// The front door of a language model. Cheap to clone.
+/// The front door of a language model on a device of this node. Cheap to clone.
 #[derive(Clone)]
-pub struct InferenceHandle {
+pub(crate) struct LocalModel {
     device: DeviceHandle,
     cache: ActivationCache,
     environment: Environment,
     places: Arc<Semaphore>,
 }
 
-impl fmt::Debug for InferenceHandle {
+impl fmt::Debug for LocalModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "InferenceHandle({})", self.facts().fingerprint.model)
+        write!(f, "LocalModel({})", self.facts().fingerprint.model)
     }
 }
 
-impl InferenceHandle {
+impl LocalModel {
     pub(crate) async fn start(
         parts: InferenceParts,
         blobs: Option<&Blobs>,
@@ -89,48 +89,32 @@ impl InferenceHandle {
         Ok(Self { device, cache, environment, places })
     }
 
-    /// What is fixed about the model.
-    #[must_use]
-    pub fn facts(&self) -> &EngineFacts {
+    pub(crate) fn facts(&self) -> &EngineFacts {
         self.device.facts()
     }
 
     /// The engine, for what takes no device: tokens and texts.
-    #[must_use]
-    pub fn engine(&self) -> &Arc<dyn Engine> {
+    pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
         self.device.engine()
     }
 
-    /// What was computed before.
-    #[must_use]
-    pub const fn cache(&self) -> &ActivationCache {
+    pub(crate) const fn cache(&self) -> &ActivationCache {
         &self.cache
     }
 
-    /// Whether it takes requests.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.device.is_alive()
     }
 
-    /// How full its queues are.
-    #[must_use]
-    pub fn queues(&self) -> [QueueDepth; 2] {
-        let depth = INFERENCE_REQUESTS_MAX.saturating_sub(self.places.available_permits());
-        let requests = QueueDepth {
-            name: "requests for the language model",
-            depth,
-            bound: INFERENCE_REQUESTS_MAX,
-        };
-        [requests, self.device.queue()]
+    pub(crate) fn queues(&self) -> [QueueDepth; 2] {
+        [waiting(&self.places), self.device.queue()]
     }
 
     pub(crate) fn kill(&self) {
         self.device.kill();
     }
 
-    /// Ends the actor in front of the device.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.device.stop().await;
     }
 
@@ -188,12 +172,18 @@ impl InferenceHandle {
     }
 }
 
+/// How many requests are being answered or wait for it.
+pub(super) fn waiting(places: &Semaphore) -> QueueDepth {
+    let depth = INFERENCE_REQUESTS_MAX.saturating_sub(places.available_permits());
+    QueueDepth { name: "requests for the language model", depth, bound: INFERENCE_REQUESTS_MAX }
+}
+
 /// Milliseconds after a reply's deadline that its reader may take, before it is cut off.
-const READER_MS_MAX: u64 = 10_000;
+pub(super) const READER_MS_MAX: u64 = 10_000;
 
 /// One request.
 struct Job {
-    inference: InferenceHandle,
+    inference: LocalModel,
     request: GenerateRequest,
     until: Until,
     lease: Lease,
@@ -256,7 +246,7 @@ impl Job {
     /// Brings the prompt into a session. A device without memory lets go of what nobody uses, then
     /// of everything that is cached.
     async fn fill(&self, sampling: Option<(Sampling, u64)>) -> Result<Filled> {
-        let InferenceHandle { device, cache, environment, .. } = &self.inference;
+        let LocalModel { device, cache, environment, .. } = &self.inference;
         cache.find_copies(&self.lease.key.tenant).await;
         let filling = Filling {
             device,
@@ -315,7 +305,7 @@ impl Job {
         first: Token,
         sender: &mpsc::Sender<Result<ReplyEvent>>,
     ) -> Result<(Option<Box<dyn Session>>, FinishReason, usize)> {
-        let InferenceHandle { device, environment, .. } = &self.inference;
+        let LocalModel { device, environment, .. } = &self.inference;
         let GenerateRequest { sampling, seed, tokens_max, .. } = self.request;
         let facts = device.facts();
         let mut text = ReplyText::new(self.request.stops.clone());
@@ -368,7 +358,7 @@ impl Job {
         reuse: &Reuse,
         computed: Vec<usize>,
     ) -> Vec<(ChainBlock, Arc<KvBytes>)> {
-        let InferenceHandle { device, cache, environment, .. } = &self.inference;
+        let LocalModel { device, cache, environment, .. } = &self.inference;
         if reuse.inexact_tokens > 0 || !self.request.is_cached {
             return Vec::new();
         }
@@ -433,7 +423,7 @@ fn draw(seed: u64, place: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn count_prompt(reuse: &Reuse) {
+pub(super) fn count_prompt(reuse: &Reuse) {
     let count = |from: &'static str, tokens: usize| {
         metrics::counter!(names::PROMPT_TOKENS_TOTAL, "from" => from).increment(tokens as u64);
     };

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use memcube_actors::inference::{
     Cancel, ChatMessage, Engine, EngineError, EngineFacts, EngineResult, KvBytes, KvLayer,
     Rendered, Sampling, Session, Token,
@@ -238,7 +239,7 @@ impl Session for CandleSession {
     fn export(&self, span: Range<usize>) -> EngineResult<KvBytes> {
         let layer = |layer| {
             let bytes = self.cache.export_layer(layer, span.clone());
-            bytes.map(|bytes| KvLayer::new(bytes.into())).map_err(|error| unsuitable(&error))
+            bytes.map(KvLayer::new).map_err(|error| unsuitable(&error))
         };
         let layers = (0..self.cache.shape().layers).map(layer).collect::<EngineResult<_>>()?;
         Ok(KvBytes { start: span.start, tokens: span.len(), dtype: KvDtype::F16, layers })
@@ -259,7 +260,7 @@ impl Session for CandleSession {
         if tokens > window_tokens {
             return Err(EngineError::ContextTooLong { tokens, window_tokens });
         }
-        let layers: Vec<&[u8]> = block.layers.iter().map(|layer| layer.bytes.as_ref()).collect();
+        let layers: Vec<Bytes> = block.layers.iter().map(|layer| layer.bytes.clone()).collect();
         self.cache.import(block.tokens, &layers).map_err(|error| unsuitable(&error))?;
         self.last = None;
         Ok(())

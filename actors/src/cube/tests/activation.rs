@@ -675,7 +675,7 @@ async fn a_model_that_takes_no_tools_says_so() {
         (r#"{"functions": [{}]}"#, Some("takes no tools")),
         (r#"{"response_format": {"type": "json_object"}}"#, Some("held to a form")),
         (r#"{"response_format": {"type": "text"}}"#, None),
-        ("{", Some("not JSON")),
+        ("{", Some("not a JSON object")),
         (r#"{"tools": [], "functions": null, "logit_bias": {}}"#, None),
     ];
     for (extra, expected) in table {

@@ -51,7 +51,8 @@ pub struct Prompt {
 }
 
 impl Chain {
-    /// Cuts a prompt at its seams, and between them after every [`BLOCK_TOKENS`].
+    /// Cuts a prompt at its seams, and at every multiple of [`BLOCK_TOKENS`]: where engines have
+    /// their pages, so that whole ones are moved as they lie.
     #[must_use]
     pub fn of(prompt: Prompt, model: &ModelFingerprint, tenant: &TenantId) -> Self {
         let Prompt { tokens, mut seams, memories, turns } = prompt;
@@ -62,7 +63,8 @@ impl Chain {
         let mut start = 0;
         for seam in seams {
             while start < seam.min(tokens.len()) {
-                let span = start..seam.min(tokens.len()).min(start + BLOCK_TOKENS);
+                let page_end = (start / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+                let span = start..seam.min(tokens.len()).min(page_end);
                 let parent = blocks.last().map(|block| block.key);
                 let key = key(&root, parent, start, &tokens[span.clone()]);
                 let sources = sources_in(&span, &memories);
@@ -152,14 +154,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn prompts_are_cut_at_seams_and_after_every_block() {
+    fn prompts_are_cut_at_seams_and_at_the_ends_of_pages() {
         let table: [(usize, &[usize], &[usize]); 6] = [
             (0, &[], &[]),
             (10, &[], &[10]),
             (600, &[], &[256, 512, 600]),
             (600, &[583], &[256, 512, 583, 600]),
             (600, &[583, 583, 0, 9_999], &[256, 512, 583, 600]),
-            (600, &[70], &[70, 326, 582, 600]),
+            (600, &[70], &[70, 256, 512, 600]),
         ];
         for (tokens, seams, ends) in table {
             let blocks = chain(&vec![7; tokens], seams).blocks;

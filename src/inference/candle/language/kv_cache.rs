@@ -4,22 +4,25 @@
 //!
 //! Layout of a layer in a page, for each key-value head: the keys, rotated to their positions, as
 //! panels of 32 tokens (`[8][head_dim][32]`), then the values (`[256][head_dim]`). Outside of a
-//! cache a layer of n tokens is, for each head, keys `[head_dim][n]` and values `[n][head_dim]`,
-//! so that a span may begin and end anywhere and is still moved in long runs.
+//! cache a span that is a whole page has the same layout, and is not copied; a layer of n other
+//! tokens is, for each head, keys `[head_dim][n]` and values `[n][head_dim]`, so that a span may
+//! begin and end anywhere and is still moved in long runs.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use candle_core::Device;
 
 use super::device_cache::DeviceCache;
+use super::page::{Page, bytes_of, bytes_of_halves, halves_of};
 use crate::inference::candle::simd::PANEL;
 
 /// Tokens of a page; a pass over more is cut where pages end.
 pub const KV_PAGE_TOKENS: usize = 256;
 /// Names the layout of exported bytes and its version.
-pub const KV_LAYOUT: &str = "k[head,dim,token] v[head,token,dim] v1";
+pub const KV_LAYOUT: &str = "k[head,dim,token] v[head,token,dim], whole pages k[head,8,dim,32] v2";
 
 /// What the caches of one model hold for each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,25 +89,6 @@ impl fmt::Display for KvError {
 }
 
 impl std::error::Error for KvError {}
-
-#[derive(Clone)]
-pub(super) struct Page {
-    layers: Vec<Vec<u16>>,
-}
-
-impl Page {
-    fn zeroed(shape: &KvShape) -> Self {
-        Self { layers: (0..shape.layers).map(|_| vec![0; shape.layer_halves()]).collect() }
-    }
-
-    pub(super) fn layer(&self, layer: usize) -> &[u16] {
-        &self.layers[layer]
-    }
-
-    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut [u16]> {
-        self.layers.iter_mut().map(Vec::as_mut_slice)
-    }
-}
 
 /// Keys and values of the tokens a model has seen; owned by the caller, passed to each pass.
 #[derive(Clone)]
@@ -176,40 +160,52 @@ impl KvCache {
         }
     }
 
-    /// Copies one layer of a span out, little endian.
+    /// One layer of a span, little endian. A whole page is shared, everything else copied.
     ///
     /// # Errors
     /// When the cache does not hold the span.
-    pub fn export_layer(&self, layer: usize, span: Range<usize>) -> Result<Vec<u8>, KvError> {
+    pub fn export_layer(&self, layer: usize, span: Range<usize>) -> Result<Bytes, KvError> {
         if span.end > self.len || span.start > span.end {
             return Err(KvError::OutOfRange { end: span.end, len_tokens: self.len });
         }
-        let mut halves = match &self.store {
+        let is_page = is_page(span.start, span.len());
+        let halves = match &self.store {
+            Store::Pages(pages) if is_page => {
+                return Ok(bytes_of(&pages[span.start / KV_PAGE_TOKENS], layer));
+            }
             Store::Pages(pages) => self.shape.gather(pages, layer, &span),
-            Store::Device(device) => device.export(layer, &span).map_err(|error| failed(&error))?,
+            Store::Device(device) => {
+                let halves = device.export(layer, &span).map_err(|error| failed(&error))?;
+                if is_page { self.shape.as_page(&halves) } else { halves }
+            }
         };
-        halves.iter_mut().for_each(|half| *half = half.to_le());
-        Ok(bytemuck::cast_slice(&halves).to_vec())
+        Ok(Bytes::from(bytes_of_halves(&halves)))
     }
 
     /// Appends tokens by the bytes of their layers, which another cache gave for the same
-    /// positions after the same tokens.
+    /// positions after the same tokens. A whole page is shared with the bytes.
     ///
     /// # Errors
     /// When number or size of the layers do not fit; the cache is as it was.
-    pub fn import(&mut self, tokens: usize, layers: &[&[u8]]) -> Result<(), KvError> {
+    pub fn import(&mut self, tokens: usize, layers: &[Bytes]) -> Result<(), KvError> {
         if layers.len() != self.shape.layers {
             return Err(KvError::WrongLayers { expected: self.shape.layers, found: layers.len() });
         }
         let expected = self.shape.layer_bytes(tokens);
-        let wrong = |(layer, bytes): (usize, &&[u8])| {
+        let wrong = |(layer, bytes): (usize, &Bytes)| {
             let found = bytes.len();
             (found != expected).then_some(KvError::WrongSize { layer, expected, found })
         };
         if let Some(error) = layers.iter().enumerate().find_map(wrong) {
             return Err(error);
         }
+        let is_page = is_page(self.len, tokens);
         match &mut self.store {
+            Store::Pages(pages) if is_page => {
+                // What a cancelled pass left behind the end goes.
+                pages.truncate(self.len / KV_PAGE_TOKENS);
+                pages.push(Arc::new(Page::of(layers)));
+            }
             Store::Pages(pages) => {
                 let span = self.len..self.len + tokens;
                 for (index, slots, offset) in parts_of(&span) {
@@ -219,7 +215,9 @@ impl KvCache {
             }
             Store::Device(device) => {
                 for (layer, bytes) in layers.iter().enumerate() {
-                    let imported = device.import(&self.shape, layer, self.len, halves_of(bytes));
+                    let halves = halves_of(bytes);
+                    let halves = if is_page { self.shape.as_span(&halves) } else { halves };
+                    let imported = device.import(&self.shape, layer, self.len, halves);
                     imported.map_err(|error| failed(&error))?;
                 }
             }
@@ -262,8 +260,9 @@ fn page_mut<'a>(pages: &'a mut Vec<Arc<Page>>, shape: &KvShape, index: usize) ->
     Arc::make_mut(&mut pages[index])
 }
 
-fn halves_of(bytes: &[u8]) -> Vec<u16> {
-    bytes.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).collect()
+/// Whether tokens from a position on are exactly a page.
+fn is_page(start: usize, tokens: usize) -> bool {
+    start.is_multiple_of(KV_PAGE_TOKENS) && tokens == KV_PAGE_TOKENS
 }
 
 impl KvShape {
@@ -278,6 +277,28 @@ impl KvShape {
             });
         }
         halves
+    }
+
+    fn whole_page(&self) -> Part<'_> {
+        Part { shape: self, slots: 0..KV_PAGE_TOKENS, offset: 0, tokens: KV_PAGE_TOKENS }
+    }
+
+    /// A layer of a whole page in the layout of pages, from that of spans.
+    fn as_page(&self, span: &[u16]) -> Vec<u16> {
+        let mut page = vec![0; span.len()];
+        self.whole_page().runs(|inside, outside, len| {
+            page[inside..inside + len].copy_from_slice(&span[outside..outside + len]);
+        });
+        page
+    }
+
+    /// The other way round.
+    fn as_span(&self, page: &[u16]) -> Vec<u16> {
+        let mut span = vec![0; page.len()];
+        self.whole_page().runs(|inside, outside, len| {
+            span[outside..outside + len].copy_from_slice(&page[inside..inside + len]);
+        });
+        span
     }
 }
 
@@ -305,7 +326,7 @@ struct Part<'a> {
 
 impl Part<'_> {
     /// Copies the part from the bytes of the span's layers into a page.
-    fn scatter(&self, page: &mut Page, layers: &[&[u8]]) {
+    fn scatter(&self, page: &mut Page, layers: &[Bytes]) {
         for (page, bytes) in page.layers_mut().zip(layers) {
             self.runs(|inside, outside, len| {
                 let bytes = bytes[2 * outside..2 * (outside + len)].chunks_exact(2);

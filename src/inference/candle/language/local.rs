@@ -37,7 +37,8 @@ impl fmt::Debug for LocalModel {
 
 impl LocalModel {
     /// Opens a GGUF file, or a folder as model hubs lay it out, to run on the device that memcube
-    /// was built for, or else on up to `threads` threads of the processor. With a `checksum`, the SHA-256 of the weights' file has to be that one.
+    /// was built for, or else on up to `threads` threads of the processor. With a `checksum`, the
+    /// SHA-256 of the weights' file has to be that one.
     ///
     /// # Errors
     /// See [`ModelError`].

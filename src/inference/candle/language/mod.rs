@@ -11,6 +11,7 @@ mod kernels;
 mod kv_cache;
 mod local;
 mod model;
+mod page;
 mod panels;
 mod pass;
 mod prefill;
