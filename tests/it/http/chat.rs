@@ -185,7 +185,10 @@ async fn a_stream_says_the_same_piece_by_piece() {
 async fn what_was_said_once_is_known_elsewhere_until_it_is_deleted() {
     let engine = Reading::new(AT_ONCE);
     let node = chatting(&engine).await;
-    let ask = |conversation: &str, text: &str| json!({"user": "ann", "conversation": conversation, "messages": [user(text)]});
+    let ask = |talk: &str, text: &str| {
+        let messages = json!([user(text)]);
+        json!({"user": "ann", "conversation": talk, "messages": messages})
+    };
     let said = "my heron is called Amadeus";
     let first = node.client.post(CHAT, ask("one", said)).await.expect(200);
     let memory = first["memcube"]["remembered"]["ids"][0].as_str().expect("an id").to_owned();
