@@ -231,11 +231,11 @@ impl RemoteModel for OpenAiModel {
 
 /// What is wrong with the address of a server, if anything.
 pub(crate) fn mistake_of_url(url: &str) -> Option<&'static str> {
-    let Ok(uri) = url.parse::<Uri>() else { return Some("is no address") };
-    let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
-    if !is_http || uri.host().is_none_or(str::is_empty) {
-        return Some("has to begin with `http://` or `https://` and a host");
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Some("has to begin with `http://` or `https://`");
     }
+    let uri = url.parse::<Uri>().ok().filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    let Some(uri) = uri else { return Some("is no address") };
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Some("holds a password; put it into `inference.api-key`");
     }
