@@ -481,22 +481,23 @@ impl Session for ScriptedSession {
 
     fn import_segment(&mut self, segment: &KvBytes, wanted: Range<usize>) -> EngineResult<()> {
         let unsuitable = |reason: &str| EngineError::Unsuitable { reason: reason.to_owned() };
-        let [after, before] = segment.layers.as_slice() else {
-            return Err(unsuitable("it has another number of layers"));
+        let Some((slots, before)) = read(segment) else {
+            return Err(unsuitable("its layers or its numbers are not this engine's"));
         };
-        let (after, before) = (digests(&after.bytes), digests(&before.bytes));
-        let Some(inside) = after.get(wanted.clone()).filter(|_| segment.start == 0) else {
+        let Some(inside) = slots.get(wanted.clone()).filter(|_| segment.start == 0) else {
             return Err(unsuitable("the tokens are not in it, or it does not stand by itself"));
         };
         self.grow(wanted.len())?;
         self.owed_ns += wanted.len() as u64 * self.costs.copy_ns;
-        // It was computed behind something else.
-        if before.first().is_some_and(|before| *before != START) {
+        // It was computed behind something else, or by another model.
+        if before.is_some_and(|before| before != self.start) {
             self.device.wrong_blocks.fetch_add(1, Ordering::Relaxed);
         }
         // What stands before still counts for what comes after, though not as if it had been read.
-        let outside = self.last();
-        self.digests.extend(inside.iter().map(|digest| digest ^ outside.rotate_left(1)));
+        let outside = self.last().rotate_left(1);
+        let moved = inside.iter().map(|slot| Slot { digest: slot.digest ^ outside, ..*slot });
+        self.slots.extend(moved);
+        self.ends.push(self.slots.len());
         self.has_logits = false;
         Ok(())
     }

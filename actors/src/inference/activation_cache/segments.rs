@@ -11,9 +11,7 @@ impl ActivationCache {
     pub(crate) fn segment(&self, lease: &Lease, segment: &Segment) -> Option<Arc<KvBytes>> {
         let mut held = self.held();
         let found = held.ram.get(&lease.key.tenant, &segment.key)?;
-        // From now on it is this cube's as well.
-        let sources = || Contents::of_memory(segment.source.id);
-        found.owners.entry(lease.key.cube.clone()).or_insert_with(sources);
+        found.own(&lease.key.cube, Contents::of_memory(segment.source.id));
         Some(Arc::clone(&found.block))
     }
 
@@ -27,11 +25,11 @@ impl ActivationCache {
         let tenant = &lease.key.tenant;
         let sources = Contents::of_memory(segment.source.id);
         if let Some(known) = held.ram.get(tenant, &segment.key) {
-            known.owners.insert(lease.key.cube.clone(), sources);
+            known.own(&lease.key.cube, sources);
             return;
         }
         let bytes = block.bytes();
-        let owners = BTreeMap::from([(lease.key.cube.clone(), sources)]);
+        let owners = BTreeMap::from([(lease.key.cube.clone(), vec![sources])]);
         let gone = held.ram.admit(tenant, segment.key, RamBlock { block, owners }, bytes);
         held.publish();
         drop(held);
