@@ -489,7 +489,7 @@ impl Session for ScriptedSession {
         };
         self.grow(wanted.len())?;
         self.owed_ns += wanted.len() as u64 * self.costs.copy_ns;
-        // It was computed behind something else.
+        // It was computed behind something else, or by another model.
         if before.is_some_and(|before| before != self.start) {
             self.device.wrong_blocks.fetch_add(1, Ordering::Relaxed);
         }

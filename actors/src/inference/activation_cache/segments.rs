@@ -11,7 +11,6 @@ impl ActivationCache {
     pub(crate) fn segment(&self, lease: &Lease, segment: &Segment) -> Option<Arc<KvBytes>> {
         let mut held = self.held();
         let found = held.ram.get(&lease.key.tenant, &segment.key)?;
-        // From now on it is this cube's as well.
         found.own(&lease.key.cube, Contents::of_memory(segment.source.id));
         Some(Arc::clone(&found.block))
     }
