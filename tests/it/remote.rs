@@ -295,7 +295,8 @@ async fn a_check_asks_for_the_models() {
     };
     let told = check(|_| {}).await.expect("it has the model");
     assert_eq!(told, format!("`m` at {}", server.url));
-    let table: [(fn(&mut Settings), &str); 4] = [
+    type Change = fn(&mut Settings);
+    let table: [(Change, &str); 4] = [
         (
             |s| s.inference.remote_model = Some("gone".into()),
             "one of those that it has: `m`, `other`",

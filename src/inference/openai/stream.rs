@@ -176,12 +176,12 @@ impl Reading {
     }
 
     fn failed(&self, error: sse_stream::Error) -> RemoteError {
-        match error {
-            sse_stream::Error::Body(error) => match error.downcast::<RemoteError>() {
-                Ok(error) => *error,
-                Err(error) => broken(&self.url, &error.to_string()),
-            },
-            error => broken(&self.url, &error.to_string()),
+        let sse_stream::Error::Body(error) = error else {
+            return broken(&self.url, &error.to_string());
+        };
+        match error.downcast::<RemoteError>() {
+            Ok(error) => *error,
+            Err(error) => broken(&self.url, &error.to_string()),
         }
     }
 

@@ -217,10 +217,9 @@ pub(super) fn refusal(answer: &[u8]) -> Refusal {
 /// The same, from inside of an answer.
 pub(super) fn refusal_in(error: &Value) -> Refusal {
     let text = |name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
-    let message = match error {
-        Value::String(message) => Some(message.clone()),
-        _ => text("message").or_else(|| error.get("detail").map(Value::to_string)),
-    };
+    let bare = error.as_str().map(str::to_owned);
+    let message =
+        bare.or_else(|| text("message")).or_else(|| error.get("detail").map(Value::to_string));
     let message = message.unwrap_or_else(|| error.to_string());
     Refusal { message, code: text("code"), param: text("param") }
 }

@@ -91,10 +91,6 @@ impl ModelServer {
         Self { url: format!("http://{address}/v1"), seen }
     }
 
-    pub(crate) fn then(&self, does: Does) {
-        self.seen.script.lock().expect("whole").push_back(does);
-    }
-
     /// Every request so far.
     pub(crate) fn asked(&self) -> Vec<(HeaderMap, Value)> {
         self.seen.asked.lock().expect("whole").clone()

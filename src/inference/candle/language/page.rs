@@ -143,7 +143,7 @@ mod tests {
         // At an odd address nothing can be read in place.
         let odd = [vec![0_u8], bytes[1].to_vec()].concat();
         let odd = Bytes::from(odd).slice(1..);
-        let moved = Page::of(&[bytes[0].clone(), odd.clone()]);
+        let moved = Page::of(&[bytes[0].clone(), odd]);
         assert_eq!(moved.layer(1), page.layer(1));
     }
 }
