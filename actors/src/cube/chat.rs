@@ -342,8 +342,8 @@ impl CubeHandle {
         Ok(Made { rebuilt: due, ..made })
     }
 
-    /// Brings a cold cube into RAM. That revokes all leases, because nobody knows what was forgotten
-    /// before, and so comes before one is taken.
+    /// Brings a cold cube into RAM. That revokes all leases, because nobody knows what was
+    /// forgotten before, and so comes before one is taken.
     async fn find_cube(&self) -> Result<()> {
         self.in_time(self.cubes().find(self.key())).await
     }

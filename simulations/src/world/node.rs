@@ -181,14 +181,17 @@ impl Inner {
         })
         .await?;
         let _ = cubes.set(started.clone());
-        let model =
-            if self.plan.models { Some(self.start_model(node, &started).await?) } else { None };
+        let model = self.start_model(node, &started).await?;
         started.keep_house(self.house_rules(), Vec::new()).await?;
         Ok((started, model))
     }
 
-    /// Starts the language model of a node. Its tiers are small, so that things have to go.
-    async fn start_model(&self, node: u32, cubes: &Cubes) -> memcube_actors::Result<Model> {
+    /// Starts the language model of a node, if nodes have one. Its tiers are small, so that things
+    /// have to go.
+    async fn start_model(&self, node: u32, cubes: &Cubes) -> memcube_actors::Result<Option<Model>> {
+        if !self.plan.models {
+            return Ok(None);
+        }
         let dice = self.dice.fork("model", 0);
         let draw = |what: &str, low: u64, high: u64| low + dice.below(what, 0, high - low + 1);
         let costs = ScriptedCosts {
@@ -221,7 +224,7 @@ impl Inner {
             segment_repair_tokens: None,
         };
         cubes.serve_model(parts).await?;
-        Ok(Model { engine, cache })
+        Ok(Some(Model { engine, cache }))
     }
 
     /// The local disk of a node as its present life sees it: what former lives left there, unless

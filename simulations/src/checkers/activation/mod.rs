@@ -1,11 +1,11 @@
 //! Nothing is ever computed from keys and values that are not those of the prompt, of the model and
 //! of the tenant; and what is forgotten is in no prompt, no context and no stored block.
 //!
-//! A scripted engine leaves in its numbers which tokens they are of, what came before them and which
-//! pass computed them. So a session can be held against a full recompute of the tokens in it, the
-//! tokens against the words that the caller sent and the memories that the cube held, and the
-//! passes of one tenant's prompts against those of all others. The rows are followed from commit to
-//! commit, and what the rows name at the end is read from the bucket.
+//! A scripted engine leaves in its numbers which tokens they are of, what came before them and
+//! which pass computed them. So a session can be held against a full recompute of the tokens in
+//! it, the tokens against the words that the caller sent and the memories that the cube held, and
+//! the passes of one tenant's prompts against those of all others. The rows are followed from
+//! commit to commit, and what the rows name at the end is read from the bucket.
 //!
 //! It cannot see what is held in RAM and never used, nor whether a memory was missing in a prompt
 //! that should have been found. It believes a prompt that was asked for before the change of a

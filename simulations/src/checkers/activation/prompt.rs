@@ -172,7 +172,7 @@ mod tests {
         // The beginning of it.
         let cut = Prompt::read(&tokens[..pieces[1] - 1]).expect("read");
         assert!(cut.is_cut && !cut.is_open);
-        assert_eq!(cut.lines()[0].text, "the se");
+        assert_eq!(cut.lines()[0].text, "the sea");
         assert!(!cut.lines()[0].is_whole);
         // And what is none.
         assert!(Prompt::read(&tokens[1..]).is_err());

@@ -1,5 +1,5 @@
-//! Rows of blocks and contexts, after every commit: each names memories as they are then, each block
-//! stands on one that is there, and nothing outlives its conversation or its cube.
+//! Rows of blocks and contexts, after every commit: each names memories as they are then, each
+//! block stands on one that is there, and nothing outlives its conversation or its cube.
 
 use std::collections::{BTreeMap, BTreeSet};
 
