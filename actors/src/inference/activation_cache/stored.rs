@@ -160,41 +160,65 @@ impl ColdTiers {
         row: &KvBlock,
         dtype: KvDtype,
     ) -> std::result::Result<LoadedBlock, LoadError> {
-        let (bytes, tier) = self.fetch(tenant, row.blob).await.map_err(|error| match error {
+        if let Some(loaded) = self.load_copy(tenant, row, dtype).await {
+            return Ok(loaded);
+        }
+        let bytes = self.fetch(tenant, row.blob).await.map_err(|error| match error {
             BlobError::Damaged { .. } => LoadError::Corrupt,
             BlobError::Missing
             | BlobError::Refused { .. }
             | BlobError::Unreachable { .. }
             | BlobError::Store(_) => LoadError::Unavailable,
         })?;
+        self.compare(bytes, row, dtype, self.tier).await.ok_or(LoadError::Corrupt)
+    }
+
+    /// Reads the copy on the disk. Whatever is wrong with it, the object store has the original.
+    async fn load_copy(
+        &self,
+        tenant: &TenantId,
+        row: &KvBlock,
+        dtype: KvDtype,
+    ) -> Option<LoadedBlock> {
+        let disk = self.disk.as_ref()?;
+        lock(&disk.held).get(tenant, &row.blob)?;
+        let sealed = disk.mirror.get_sealed(tenant, row.blob, Held::AgainstOwnChecksums).await;
+        let loaded = match sealed.and_then(|sealed| disk.mirror.open(tenant, sealed)) {
+            Ok(bytes) => self.compare(bytes, row, dtype, Tier::Disk).await,
+            Err(_) => None,
+        };
+        if loaded.is_none() {
+            self.drop_copies(tenant, &[row.blob]);
+        }
+        loaded
+    }
+
+    /// Holds bytes against their row, off the event loop.
+    async fn compare(
+        &self,
+        bytes: Bytes,
+        row: &KvBlock,
+        dtype: KvDtype,
+        tier: Tier,
+    ) -> Option<LoadedBlock> {
         let row = row.clone();
         let checked = self.environment.compute(move || check(bytes, &row, dtype)).await;
-        let (block, is_exact) = checked.flatten().ok_or(LoadError::Corrupt)?;
-        Ok(LoadedBlock { block: Arc::new(block), tier, is_exact })
+        let (block, is_exact) = checked.flatten()?;
+        Some(LoadedBlock { block: Arc::new(block), tier, is_exact })
     }
 
     async fn fetch(
         &self,
         tenant: &TenantId,
         blob: BlobId,
-    ) -> std::result::Result<(Bytes, Tier), BlobError> {
-        if let Some(disk) = &self.disk
-            && lock(&disk.held).get(tenant, &blob).is_some()
-        {
-            let sealed = disk.mirror.get_sealed(tenant, blob, Held::AgainstOwnChecksums).await;
-            match sealed.and_then(|sealed| disk.mirror.open(tenant, sealed)) {
-                Ok(bytes) => return Ok((bytes, Tier::Disk)),
-                // Whatever is wrong with the copy, the object store has the original.
-                Err(_) => self.drop_copies(tenant, &[blob]),
-            }
-        }
+    ) -> std::result::Result<Bytes, BlobError> {
         let held = match self.tier {
             Tier::Disk => Held::AgainstOwnChecksums,
             Tier::Device | Tier::Ram | Tier::Objects | Tier::Remote => Held::AgainstName,
         };
         let sealed = self.blobs.get_sealed(tenant, blob, held).await?;
         self.keep_copy(tenant, blob, &sealed);
-        Ok((self.blobs.open(tenant, sealed)?, self.tier))
+        self.blobs.open(tenant, sealed)
     }
 
     /// Puts a copy on the disk, while its reader goes on. If it fails, or too many are under way,
