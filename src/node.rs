@@ -202,15 +202,8 @@ impl NodeBuilder {
             blobs,
         })
         .await?;
-        match language_model {
-            Some(LanguageModel::Here(engine)) => {
-                cubes.serve_model(inference_parts(&settings, engine)?).await?;
-            }
-            Some(LanguageModel::Elsewhere(model)) => {
-                let parts = RemoteParts { model, settings: settings.inference.remote() };
-                cubes.serve_remote_model(parts).await?;
-            }
-            None => {}
+        if let Some(model) = language_model {
+            serve(&cubes, &settings, model).await?;
         }
         let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
         cubes.keep_house(rules, chores).await?;
@@ -318,6 +311,19 @@ fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Infer
     let segment_repair_tokens = settings.inference.repair_tokens();
     let parts = InferenceParts { cache, segment_repair_tokens, ..InferenceParts::new(engine) };
     Ok(InferenceParts { disk, objects_are_local: !are_in_bucket, ..parts })
+}
+
+async fn serve(cubes: &Cubes, settings: &Settings, model: LanguageModel) -> Result<()> {
+    match model {
+        LanguageModel::Here(engine) => {
+            cubes.serve_model(inference_parts(settings, engine)?).await?;
+        }
+        LanguageModel::Elsewhere(model) => {
+            let parts = RemoteParts { model, settings: settings.inference.remote() };
+            cubes.serve_remote_model(parts).await?;
+        }
+    }
+    Ok(())
 }
 
 fn vector_parts(settings: &Settings, index: SharedVectorIndex) -> VectorParts {

@@ -24,7 +24,8 @@ use memcube_schemas::{
     conversation::Role,
 };
 
-use self::numbers::{NUMBERS, labelled, rows};
+pub use self::numbers::slots_of;
+use self::numbers::{NUMBERS, mix, read, rows};
 use super::engine::{
     BLOCK_TOKENS, Cancel, ChatMessage, Engine, EngineError, EngineFacts, EngineResult, KvBytes,
     KvLayer, Rendered, Sampling, Session, Token,
@@ -287,34 +288,6 @@ pub fn recompute(fingerprint: &ModelFingerprint, tokens: &[Token], ends: &[usize
         last
     };
     tokens.iter().enumerate().map(digest).collect()
-}
-
-/// What a block holds; `None` if it is none of a scripted engine.
-#[must_use]
-pub fn slots_of(block: &KvBytes) -> Option<Vec<Slot>> {
-    read(block).map(|(slots, _)| slots)
-}
-
-/// What a block holds, and what came before it.
-fn read(block: &KvBytes) -> Option<(Vec<Slot>, Option<u64>)> {
-    let [after, before] = block.layers.as_slice() else { return None };
-    let (after, before) = (labelled(&after.bytes), labelled(&before.bytes));
-    let is_whole = after.len() == block.tokens && before.len() == block.tokens;
-    if !is_whole || block.dtype != KvDtype::F32 {
-        return None;
-    }
-    let first = before.first().map(|(digest, _)| *digest);
-    let slots = after.into_iter().zip(before);
-    let slots = slots.map(|((digest, token), (_, pass))| Slot { token, digest, pass });
-    Some((slots.collect(), first))
-}
-
-/// What came before, and then a token.
-fn mix(before: u64, token: u64) -> u64 {
-    let mut z = (before ^ token).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// A digest for every token, of everything up to it.

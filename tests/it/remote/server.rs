@@ -184,7 +184,14 @@ fn events(open: Open, events: Vec<String>, end: End) -> Response<Body> {
     let said = stream::iter(events.into_iter().map(Ok::<_, std::io::Error>));
     let said = match end {
         End::Closed => said.boxed(),
-        End::Cut => said.chain(stream::iter([Err(std::io::Error::other("cut"))])).boxed(),
+        // What was said has left by then: an error at once would take it along.
+        End::Cut => {
+            let cut = stream::once(async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Err(std::io::Error::other("cut"))
+            });
+            said.chain(cut).boxed()
+        }
         End::Never => said.chain(stream::pending()).boxed(),
     };
     let said = said.map(move |event| {

@@ -1,6 +1,9 @@
 //! How the scripted engine writes what it remembers into keys and values, and reads it back.
 
 use bytes::Bytes;
+use memcube_schemas::activation::KvDtype;
+
+use super::{super::engine::KvBytes, Slot};
 
 /// Numbers that a layer holds for one token: as many as share a scale when they are stored in 8
 /// bits, so that the digests in them survive that.
@@ -50,4 +53,32 @@ fn read_digits(numbers: &[[u8; 4]]) -> u64 {
         let digit = digit.clamp(0.0, 15.0) as u64;
         value | digit << (4 * place)
     })
+}
+
+/// What a block holds; `None` if it is none of a scripted engine.
+#[must_use]
+pub fn slots_of(block: &KvBytes) -> Option<Vec<Slot>> {
+    read(block).map(|(slots, _)| slots)
+}
+
+/// What a block holds, and what came before it.
+pub(super) fn read(block: &KvBytes) -> Option<(Vec<Slot>, Option<u64>)> {
+    let [after, before] = block.layers.as_slice() else { return None };
+    let (after, before) = (labelled(&after.bytes), labelled(&before.bytes));
+    let is_whole = after.len() == block.tokens && before.len() == block.tokens;
+    if !is_whole || block.dtype != KvDtype::F32 {
+        return None;
+    }
+    let first = before.first().map(|(digest, _)| *digest);
+    let slots = after.into_iter().zip(before);
+    let slots = slots.map(|((digest, token), (_, pass))| Slot { token, digest, pass });
+    Some((slots.collect(), first))
+}
+
+/// What came before, and then a token.
+pub(super) fn mix(before: u64, token: u64) -> u64 {
+    let mut z = (before ^ token).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

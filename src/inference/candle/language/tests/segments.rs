@@ -56,8 +56,8 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(2).map(|half| f16::from_le_bytes([half[0], half[1]]).to_f32()).collect()
 }
 
-/// Keys of the first layer depend on nothing but their token and position. Whole pages have a layout
-/// of their own, which 256 tokens in front or behind have and others do not.
+/// Keys of the first layer depend on nothing but their token and position. Whole pages have a
+/// layout of their own, which 256 tokens in front or behind have and others do not.
 #[test]
 fn a_key_that_is_moved_is_the_key_of_its_new_position() {
     let mut numbers = Numbers(3);
