@@ -5,9 +5,9 @@
 //!
 //! Layout of a layer in a whole page, for each key-value head: the keys, rotated to their
 //! positions, as panels of 32 tokens (`[8][head_dim][32]`), then the values (`[256][head_dim]`).
-//! Outside of a cache a span that is a whole page has the same layout, and is not copied; a layer of
-//! n other tokens is, for each head, keys `[head_dim][n]` and values `[n][head_dim]`, so that a span
-//! may begin and end anywhere and is still moved in long runs.
+//! Outside of a cache a span that is a whole page has the same layout, and is not copied; a layer
+//! of n other tokens is, for each head, keys `[head_dim][n]` and values `[n][head_dim]`, so that a
+//! span may begin and end anywhere and is still moved in long runs.
 
 use std::fmt;
 use std::ops::Range;
