@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::{
     CubeHandle, CubeMessage,
     activation::{Keep, Kept},
-    context::{self, Layout, Messages, Rebuild, Renderer, Tokens, Wanted},
+    context::{self, Layout, Messages, Rebuild, Renderer, Wanted},
     converse,
     handle::unexpected_reply,
 };
@@ -375,8 +375,8 @@ impl CubeHandle {
     ) -> Result<Made> {
         match inference.place() {
             Place::Here(model) => {
-                let tokens = Arc::new(Tokens(Arc::clone(model.engine())));
-                let laid = self.lay_out(tokens, conversation, wanted, known, due).await?;
+                let engine = Arc::clone(model.engine());
+                let laid = self.lay_out(engine, conversation, wanted, known, due).await?;
                 self.make(model, lease, laid, known.version).await
             }
             Place::Elsewhere(model) => {
@@ -405,7 +405,7 @@ impl CubeHandle {
         due: Option<Rebuild>,
     ) -> BoxFuture<'_, Result<Layout<R::Prompt>>>
     where
-        R: Renderer + Send + Sync + 'static,
+        R: Renderer + Send + Sync + ?Sized + 'static,
         R::Prompt: Send + 'static,
     {
         let conversation = conversation.clone();

@@ -275,40 +275,6 @@ impl<E: Engine + ?Sized> Renderer for E {
     }
 }
 
-/// An engine as a type without a lifetime, for what moves between threads.
-pub(crate) struct Tokens(pub(crate) Arc<dyn Engine>);
-
-impl Renderer for Tokens {
-    type Laid = Laid;
-    type Prompt = Prompt;
-
-    fn model(&self) -> &ModelId {
-        self.0.model()
-    }
-
-    fn lay(&self, part: &mut Part, is_first: bool) -> EngineResult<Laid> {
-        self.0.lay(part, is_first)
-    }
-
-    fn tokens(&self, laid: &Laid) -> usize {
-        self.0.tokens(laid)
-    }
-
-    fn opening_tokens(&self) -> usize {
-        self.0.opening_tokens()
-    }
-
-    fn join(
-        &self,
-        conversation: &ConversationId,
-        plan: &Plan,
-        laid: Vec<Laid>,
-        is_answered: bool,
-    ) -> Prompt {
-        self.0.join(conversation, plan, laid, is_answered)
-    }
-}
-
 fn lay_all<R: Renderer + ?Sized>(plan: &mut Plan, renderer: &R) -> EngineResult<Vec<R::Laid>> {
     let mut is_first = true;
     let mut laid = Vec::with_capacity(plan.parts.len());
