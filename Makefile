@@ -50,7 +50,7 @@ sim: MEMCUBE_FEATURES = $(FEATURES) fdb
 SIM = $(CARGO) run $(LOCKED) --quiet --profile sim -p memcube-simulations --features fdb \
 	--bin memcube-sim --
 
-.PHONY: help run test sim conformance-fdb lint bench model language-model setup doc openapi clean
+.PHONY: help run test openai-client model-server sim conformance-fdb lint bench model language-model setup doc openapi clean
 
 help: ## Lists these commands
 	@echo 'usage: make <command>'
@@ -60,6 +60,7 @@ help: ## Lists these commands
 	@echo 'Settings (DATA_DIR, LISTEN, MODEL_DIR, PROFILE, ...) are at the top of the Makefile.'
 
 # `make run LANGUAGE_MODEL=none` does without the language model.
+run: export MEMCUBE_WANTS = $(if $(filter none,$(LANGUAGE_MODEL)),,language-model)
 run: setup model $(if $(filter none,$(LANGUAGE_MODEL)),,language-model) ## Sets up what is missing, builds, and starts a server on LISTEN
 	@echo 'run: building memcube ($(PROFILE)); the first build takes minutes, later ones seconds'
 	@echo 'run: then serving on `$(LISTEN)`, memories in `$(DATA_DIR)`; Ctrl-C stops it'
@@ -67,8 +68,18 @@ run: setup model $(if $(filter none,$(LANGUAGE_MODEL)),,language-model) ## Sets 
 	@exec $(MEMCUBE) serve --data-dir '$(DATA_DIR)' --listen '$(LISTEN)' --model-dir '$(MODEL_DIR)' \
 		--language-model '$(LANGUAGE_MODEL)'
 
+test: export MEMCUBE_WANTS = language-model
 test: setup model language-model ## Runs every test of every crate, and sums them up in the last line
 	@.ci/cargo-test.sh --workspace $(LOCKED) $(WITH_FEATURES)
+
+# With the models, on a server of its own.
+openai-client: export MEMCUBE_WANTS = language-model python
+openai-client: setup model language-model ## Tests the server through OpenAI's own Python client
+	@FEATURES='$(FEATURES)' tests/openai_client/run.sh
+
+# llama.cpp's own server comes from a Python package.
+model-server: setup language-model ## Tests chats with a model behind llama.cpp's server
+	@FEATURES='$(FEATURES)' tests/model_server/run.sh
 
 # A seed may be given as MEMCUBE_SIM_SEED, for example the number of the commit; without one the
 # swarm always searches the same seeds.
@@ -104,10 +115,11 @@ lint: setup ## Checks formatting, clippy, the lower crates alone, and the docume
 		cargo deny check bans licenses sources; \
 	else echo 'lint: `cargo deny` is not installed; `make test` checks the crate edges without it'; fi
 	@if command -v shellcheck >/dev/null 2>&1; then \
-		echo 'shellcheck'; shellcheck .ci/run .ci/*.sh deploy/*.sh benches/*.sh; \
+		echo 'shellcheck'; shellcheck .ci/run .ci/*.sh deploy/*.sh benches/*.sh tests/*/*.sh; \
 	else echo 'lint: `shellcheck` is not installed; the scripts were not checked'; fi
 
 bench: MEMCUBE_FEATURES = $(FEATURES) lance
+bench: export MEMCUBE_WANTS = language-model python
 bench: setup model language-model ## Runs the benchmarks in benches/
 	@benches/run.sh
 

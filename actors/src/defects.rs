@@ -45,16 +45,17 @@ pub enum Defect {
     /// committed: what happened further back is forgotten.
     TrustMaybeCommitted,
     /// A block that is missing in RAM is replaced by another one of the same place and length,
-    /// whatever its text and whosever it is. Not part of `ALL` yet.
+    /// whatever its text and whosever it is.
     ForeignBlock,
-    /// A deleted memory stays in the contexts that contain it, and so do their blocks. Not part of
-    /// `ALL` yet.
+    /// A deleted memory stays in the contexts that contain it, and so do their blocks.
     DeletedInContext,
+    /// The name of a block does not tell which model computed it.
+    ModelBlindKey,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -73,5 +74,8 @@ impl Defect {
         Self::TrimPastConsumer,
         Self::LostTail,
         Self::SnapshotBeforeBlob,
+        Self::ForeignBlock,
+        Self::DeletedInContext,
+        Self::ModelBlindKey,
     ];
 }

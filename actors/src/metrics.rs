@@ -96,7 +96,7 @@ pub const TTFT_SECONDS: &str = "memcube_ttft_seconds";
 pub const REPLIES_TOTAL: &str = "memcube_replies_total";
 /// Tokens of replies.
 pub const REPLY_TOKENS_TOTAL: &str = "memcube_reply_tokens_total";
-/// Tokens of prompts, by `from`: `computed`, or the tier that they were reused from.
+/// Tokens of prompts, by `from`: `computed`, the tier that they were reused from, or `segment`.
 pub const PROMPT_TOKENS_TOTAL: &str = "memcube_prompt_tokens_total";
 /// Sessions whose tokens were computed together.
 pub const DECODE_BATCH_SESSIONS: &str = "memcube_decode_batch_sessions";
@@ -122,6 +122,14 @@ pub const ACTIVATION_INVALIDATED_TOTAL: &str = "memcube_activation_invalidated_t
 pub const SCENE_SECONDS: &str = "memcube_scene_seconds";
 /// Relative error of blocks that were stored in 8 bits.
 pub const ACTIVATION_QUANTISATION_ERROR: &str = "memcube_activation_quantisation_error";
+/// Requests to a model elsewhere that failed, each try counted, by `kind`.
+pub const REMOTE_FAILURES_TOTAL: &str = "memcube_remote_failures_total";
+/// Requests to a model elsewhere that were tried again, by the `kind` of the failure.
+pub const REMOTE_RETRIES_TOTAL: &str = "memcube_remote_retries_total";
+/// Time that a request waited before it was sent to a model elsewhere, by `urgency`.
+pub const REMOTE_WAIT_SECONDS: &str = "memcube_remote_wait_seconds";
+/// Prompts sent ahead of their answers to a model elsewhere, by `outcome`.
+pub const REMOTE_PRELOADS_TOTAL: &str = "memcube_remote_preloads_total";
 
 /// Tells the recorder what each metric means. Called once, after a recorder was installed.
 pub fn describe() {
@@ -201,4 +209,8 @@ fn describe_inference() {
     counter(ACTIVATION_CORRUPT_TOTAL, "damaged blocks, computed again");
     counter(ACTIVATION_INVALIDATED_TOTAL, "blocks of changed or deleted memories, dropped");
     describe_histogram!(ACTIVATION_QUANTISATION_ERROR, Unit::Count, "relative error of 8 bits");
+    counter(REMOTE_FAILURES_TOTAL, "failed requests to a model elsewhere");
+    counter(REMOTE_RETRIES_TOTAL, "requests to a model elsewhere, tried again");
+    seconds(REMOTE_WAIT_SECONDS, "time before a request went to a model elsewhere");
+    counter(REMOTE_PRELOADS_TOTAL, "prompts sent ahead to a model elsewhere");
 }

@@ -42,6 +42,7 @@ impl FromStr for BlockKey {
 
 /// How the numbers of a block are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+#[rkyv(compare(PartialEq))]
 pub enum KvDtype {
     /// 32 bits, little endian.
     F32,

@@ -20,6 +20,9 @@ const HEADER_BYTES: usize = 8;
 /// More than any stored type needs.
 const PART_ALIGN_BYTES: usize = 16;
 
+/// The alignment of what is looked at in place; allocators give twice that.
+const VIEW_ALIGN_BYTES: usize = 8;
+
 /// Bytes that could not be read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
@@ -82,6 +85,16 @@ pub fn check_envelope<T: Stored>(bytes: &[u8]) -> Result<(), DecodeError> {
 
 /// The format version in an envelope, and the payload.
 fn open_envelope<T: Stored>(bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
+    let (format, checksum, payload) = split_envelope::<T>(bytes)?;
+    if crc32c::crc32c(payload) != checksum {
+        let reason = "the checksum does not match, the bytes are damaged".to_owned();
+        return Err(DecodeError { expected: T::NAME, reason });
+    }
+    Ok((format, payload))
+}
+
+/// Format version, checksum and payload of an envelope.
+fn split_envelope<T: Stored>(bytes: &[u8]) -> Result<(u8, u32, &[u8]), DecodeError> {
     let refuse = |reason: String| DecodeError { expected: T::NAME, reason };
     let (header, payload) = bytes
         .split_at_checked(HEADER_BYTES)
@@ -93,10 +106,7 @@ fn open_envelope<T: Stored>(bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
         return Err(refuse(format!("kind {} instead of {}", header[2], T::KIND)));
     }
     let checksum = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    if crc32c::crc32c(payload) != checksum {
-        return Err(refuse("the checksum does not match, the bytes are damaged".to_owned()));
-    }
-    Ok((header[3], payload))
+    Ok((header[3], checksum, payload))
 }
 
 /// Reads a value back from its envelope.
@@ -125,6 +135,32 @@ where
             T::FORMAT
         ))),
     }
+}
+
+/// Looks at a value in its envelope without copying it, and without comparing the checksum: for
+/// large values whose parts have checksums of their own, which the caller compares. The bytes have
+/// to lie as [`is_viewable`] says.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are of another type, of a format version other than today's, or
+/// no such value.
+pub fn view<T>(bytes: &[u8]) -> Result<&T::Archived, DecodeError>
+where
+    T: Stored + Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>,
+{
+    let refuse = |reason: String| DecodeError { expected: T::NAME, reason };
+    let (format, _, payload) = split_envelope::<T>(bytes)?;
+    if format != T::FORMAT {
+        return Err(refuse(format!("it has format version {format}, not {}", T::FORMAT)));
+    }
+    rkyv::access::<T::Archived, rancor::Error>(payload).map_err(|error| refuse(error.to_string()))
+}
+
+/// Whether bytes lie in memory so that [`view`] can look at them: their payload is aligned.
+#[must_use]
+pub fn is_viewable(bytes: &[u8]) -> bool {
+    bytes.as_ptr().addr().wrapping_add(HEADER_BYTES).is_multiple_of(VIEW_ALIGN_BYTES)
 }
 
 /// Writes a part of a stored value that has no envelope of its own: what holds it has its checksum.

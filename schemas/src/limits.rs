@@ -225,6 +225,22 @@ pub const REPLY_PIECES_MAX: usize = 64;
 pub const REPLY_TOKENS_DEFAULT: usize = 512;
 /// Milliseconds that a request for a reply may take when the caller names no number.
 pub const REPLY_MS_DEFAULT: u64 = 120_000;
+/// Bytes of one reply of a model elsewhere: far more than anybody reads, so that a server that
+/// never ends fills no RAM.
+pub const REMOTE_REPLY_BYTES_MAX: usize = 4 << 20;
+/// Requests that a model elsewhere answers at the same time; the others wait here, where those who
+/// want an answer go first.
+pub const REMOTE_REQUESTS_MAX: usize = 16;
+/// Prompts that wait to be sent ahead of their answers to a model elsewhere.
+pub const REMOTE_PRELOADS_MAX: usize = 8;
+/// Tokens of the window of a model elsewhere when the settings name no number.
+pub const REMOTE_WINDOW_TOKENS_DEFAULT: usize = 8_192;
+/// Milliseconds of silence of a model elsewhere, before its first token or between two.
+pub const REMOTE_SILENCE_MS_DEFAULT: u64 = 60_000;
+/// Tenants whose budgets of tokens are remembered; past it, those that have spent least go.
+pub const REMOTE_TENANT_BUDGETS_MAX: usize = 10_000;
+/// Conversations whose further fields, such as tools, are remembered for what is sent ahead.
+pub const REMOTE_EXTRAS_MAX: usize = 256;
 /// Blocks of keys and values that one cube keeps: a quarter of a million tokens, and few enough
 /// that one commit can clear them all.
 pub const KV_BLOCKS_PER_CUBE_MAX: usize = 1_024;
@@ -238,6 +254,11 @@ pub const KV_RAM_BYTES_DEFAULT: u64 = 1 << 30;
 pub const KV_DEVICE_BYTES_DEFAULT: u64 = 512 << 20;
 /// Bytes of keys and values on the local disk.
 pub const KV_DISK_BYTES_DEFAULT: u64 = 8 << 30;
+/// Blocks that are being copied from the object store to the local disk.
+pub const KV_COPIES_AT_ONCE: usize = 8;
+/// First tokens of a memory that are computed where it stands when the others come from what was
+/// computed for it by itself: most of what brings the text nearer to the exact one.
+pub const SEGMENT_REPAIR_TOKENS_DEFAULT: usize = 16;
 /// Conversations of one cube whose contexts are kept; past it, the one that was used least recently
 /// goes.
 pub const CONTEXTS_PER_CUBE_MAX: usize = 64;
@@ -250,3 +271,12 @@ pub const CONTEXT_SEGMENTS_MAX: usize = 1_024;
 pub const SCENE_ACCESSES_MAX: usize = 256;
 /// Candidates that a cube names for the next turn: several times what fits into a prompt.
 pub const SCENE_CANDIDATES_MAX: usize = 256;
+
+/// Messages of one chat request: more than any window of a model holds.
+pub const CHAT_MESSAGES_MAX: usize = 4_096;
+/// Texts before which a reply ends.
+pub const CHAT_STOPS_MAX: usize = 16;
+/// Bytes of one of them.
+pub const CHAT_STOP_BYTES_MAX: usize = 1 << 10;
+/// Texts that one request embeds, as many as OpenAI takes.
+pub const EMBEDDINGS_TEXTS_MAX: usize = 2_048;

@@ -15,9 +15,9 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    UploadPart, memory::InMemory, path::Path,
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result, UploadPart, memory::InMemory, path::Path,
 };
 
 use crate::{
@@ -67,6 +67,19 @@ impl SimBlobs {
     /// The bucket as one life of a node sees it.
     pub(crate) fn handle(&self, node: u32, life: u64) -> FaultyObjectStore {
         FaultyObjectStore { blobs: self.clone(), node, life }
+    }
+
+    /// All objects as they lie there, by their places.
+    pub(crate) async fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut contents = BTreeMap::new();
+        let mut listed = self.0.disk.list(None);
+        while let Some(Ok(object)) = listed.next().await {
+            let Ok(read) = self.0.disk.get(&object.location).await else { continue };
+            if let Ok(bytes) = read.bytes().await {
+                contents.insert(object.location.to_string(), bytes.to_vec());
+            }
+        }
+        contents
     }
 
     /// What has happened to objects so far.
@@ -181,14 +194,18 @@ impl FaultyObjectStore {
     }
 
     async fn get_one(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.reach("get", location.as_ref()).await?;
+        let occasion = self.reach("get", location.as_ref()).await?;
         let found_from = self.blobs.state().found_from.get(location).copied().unwrap_or(0);
         let conditions = self.conditions();
         if found_from > conditions.now_ms() && !conditions.is_healed() {
             let source = "it was written a moment ago".into();
             return Err(Error::NotFound { path: location.to_string(), source });
         }
-        self.disk().get_opts(location, options).await
+        let read = self.disk().get_opts(location, options).await?;
+        if conditions.strikes(FaultClass::BlobRot, occasion) {
+            return rotten(read, occasion).await;
+        }
+        Ok(read)
     }
 
     async fn delete_one(&self, location: Result<Path>) -> Result<Path> {
@@ -208,6 +225,21 @@ impl FaultyObjectStore {
         self.reach("list", prefix.map_or("", Path::as_ref)).await?;
         self.disk().list_with_delimiter(prefix).await
     }
+}
+
+/// The same with one bit changed; what lies in the bucket stays as it is.
+async fn rotten(read: GetResult, occasion: Occasion) -> Result<GetResult> {
+    let (meta, range, attributes) =
+        (read.meta.clone(), read.range.clone(), read.attributes.clone());
+    let extensions = read.extensions.clone();
+    let mut bytes = read.bytes().await?.to_vec();
+    if let Some(last) = bytes.len().checked_sub(1) {
+        let at = usize::try_from(occasion.between("rot", 0, last as u64)).unwrap_or(0);
+        bytes[at] ^= 1;
+    }
+    let payload = stream::once(std::future::ready(Ok(bytes.into()))).boxed();
+    let payload = GetResultPayload::Stream(payload);
+    Ok(GetResult { payload, meta, range, attributes, extensions })
 }
 
 fn failure(reason: &'static str) -> Error {

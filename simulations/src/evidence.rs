@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use memcube_actors::{
+    cube::{ChatTurn, UsedMemory},
     feed::FeedEvent,
+    inference::{Token, activation_cache::Holding, scripted::Slot},
     storage::{Check, CommitToken, Mutation, versionstamped_key},
 };
-use memcube_schemas::{CubeId, Incarnation, NodeId, Stamp, TenantId, Version};
+use memcube_schemas::{
+    CubeId, Incarnation, NodeId, Stamp, TenantId, Version, activation::ModelFingerprint,
+};
 use serde::Serialize;
 
-use crate::history::History;
+use crate::history::{History, Moment};
 
 /// A commit that took effect in the state store, as the store saw it. A commit that was sent again
 /// under the same token is there once.
@@ -106,6 +110,91 @@ pub struct ServedCube {
     pub found: BTreeMap<memcube_schemas::MemoryId, bool>,
 }
 
+/// One try of a turn of a chat. Its message is that of no other try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatRecord {
+    /// On behalf of whom.
+    pub tenant: TenantId,
+    /// The cube that was asked.
+    pub cube: CubeId,
+    /// The instructions.
+    pub preamble: String,
+    /// What was said before.
+    pub turns: Vec<ChatTurn>,
+    /// What was said now.
+    pub message: ChatTurn,
+    /// When.
+    pub invoked: Moment,
+    /// When it was answered, or given up; `None` while it runs.
+    pub returned: Option<Moment>,
+    /// What was answered, if anything was.
+    pub heard: Option<Heard>,
+}
+
+/// The answer to a turn of a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// The reply as far as it was waited for.
+    pub text: String,
+    /// The memories that were said to be in the prompt.
+    pub memories: Vec<UsedMemory>,
+    /// Turns that were said to have found no room.
+    pub turns_left_out: usize,
+    /// Whether the reply was read to its end.
+    pub is_whole: bool,
+}
+
+/// Why a session was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// A reply begins to follow from it.
+    Reply,
+    /// A part of it is copied out, to be kept.
+    Keep,
+}
+
+/// What a session of a language model held when it mattered.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// When: simulated milliseconds.
+    pub at_ms: u64,
+    /// At which node.
+    pub node: NodeId,
+    /// Under which model.
+    pub model: ModelFingerprint,
+    /// Why it mattered.
+    pub occasion: Occasion,
+    /// What it held, token for token.
+    pub slots: Vec<Slot>,
+    /// Where the calls ended that brought it.
+    pub ends: Vec<usize>,
+    /// The tokens of the reply.
+    pub said: Vec<Token>,
+    /// Whether the engine had said that the session is of no use any more.
+    pub is_useless: bool,
+}
+
+/// How much a node's language model holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Residents {
+    /// Which node.
+    pub node: NodeId,
+    /// When: simulated milliseconds.
+    pub at_ms: u64,
+    /// Bytes of sessions that nobody uses, and how many there may be.
+    pub parked: (u64, u64),
+    /// Bytes of blocks in RAM, and how many there may be.
+    pub ram: (u64, u64),
+    /// Bytes of all sessions that are open.
+    pub open: u64,
+    /// Whether everything was over by then, so that nobody uses any session.
+    pub at_rest: bool,
+    /// In which life.
+    pub incarnation: Incarnation,
+    /// What is held of which memories; only at rest.
+    pub holdings: Vec<Holding>,
+}
+
 /// Everything there is to judge after a run.
 #[derive(Debug, Default)]
 pub struct Evidence {
@@ -126,6 +215,16 @@ pub struct Evidence {
     pub queues: Vec<QueueSample>,
     /// Probes after the heal.
     pub probes: Vec<Probe>,
+    /// Every try of a turn of a chat.
+    pub chats: Vec<ChatRecord>,
+    /// When the deletion of a cube was acknowledged.
+    pub erased: Vec<(TenantId, CubeId, Moment)>,
+    /// What language models read and what is kept of it, in order.
+    pub readings: Vec<Reading>,
+    /// What they held when somebody looked.
+    pub residents: Vec<Residents>,
+    /// The objects of the bucket at the end, by their places; empty without language models.
+    pub contents: BTreeMap<String, Vec<u8>>,
     /// What the stream of each tenant's feed told, over all its connections.
     pub followed: BTreeMap<TenantId, Vec<FeedStretch>>,
     /// What the world's consumers acted on, by tenant and shard.

@@ -16,6 +16,7 @@ mod clock;
 mod conditions;
 mod device;
 pub mod dice;
+mod engine;
 pub mod evidence;
 pub mod history;
 mod linear;

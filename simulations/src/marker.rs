@@ -8,6 +8,12 @@ pub(crate) fn text(tenant: &str, marker: &str, topic: u32) -> String {
     format!("{tenant} remembers {marker} about topic{topic}")
 }
 
+/// A text that carries its marker, and does not tell whose it is.
+#[must_use]
+pub(crate) fn shared_text(marker: &str, topic: u32) -> String {
+    format!("everybody knows {marker} about topic{topic}")
+}
+
 /// The marker of the `number`-th add of a client: one word, in the text of one memory only.
 #[must_use]
 pub(crate) fn marker(client: u32, number: u64) -> String {

@@ -183,9 +183,12 @@ pub(crate) fn draw_faults(dice: Dice, store: StoreKind) -> BTreeMap<FaultClass, 
         let dice = dice.fork(class.as_str(), 0);
         match class {
             FaultClass::Jitter => 1_000,
+            // Once at every start of a node, which are few.
+            FaultClass::ModelChange | FaultClass::DiskLost => 200 + dice.below("lives", 0, 600),
             // Rare, because each of them stops a part of the world for seconds.
             FaultClass::CubePanic
             | FaultClass::HydratePanic
+            | FaultClass::DevicePanic
             | FaultClass::FdbRecovery
             | FaultClass::FdbSlowVersion => 1 + dice.below("panics", 0, 8),
             FaultClass::NetworkDelay
@@ -201,10 +204,13 @@ pub(crate) fn draw_faults(dice: Dice, store: StoreKind) -> BTreeMap<FaultClass, 
             | FaultClass::StoreOverloaded
             | FaultClass::DeviceSlow
             | FaultClass::DeviceOutOfMemory
+            | FaultClass::DeviceFail
+            | FaultClass::DeviceNotFinite
             | FaultClass::BlobSlow
             | FaultClass::BlobFail
             | FaultClass::BlobTorn
             | FaultClass::BlobNotYet
+            | FaultClass::BlobRot
             | FaultClass::FdbTooOld
             | FaultClass::FdbFutureVersion
             | FaultClass::FdbConflict

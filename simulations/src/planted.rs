@@ -52,6 +52,9 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
     planted(Defect::TrimPastConsumer, "assistant", 60),
     planted(Defect::LostTail, "assistant", 60),
     planted(Defect::SnapshotBeforeBlob, "assistant", 60),
+    planted(Defect::ForeignBlock, "chat", 60),
+    planted(Defect::DeletedInContext, "chat", 60),
+    planted(Defect::ModelBlindKey, "chat", 60),
 ];
 
 const fn planted(defect: Defect, scenario: &'static str, within_seeds: u64) -> Planted {

@@ -1,7 +1,9 @@
 //! Reads store keys back: which row of which cube a key names.
 
 use foundationdb_tuple::{Element, unpack};
-use memcube_schemas::{BlobId, CubeId, MemoryId, ModelId, RequestId, TenantId, Version};
+use memcube_schemas::{
+    BlobId, BlockKey, ConversationId, CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
+};
 
 // The ordinals of `memcube_schemas::keys`, which keeps them to itself. They are persisted and never
 // reused, and a test below takes every builder of `keys` through here.
@@ -23,6 +25,8 @@ const BLOB: i64 = 19;
 const BLOB_REFERENCE: i64 = 20;
 const TAIL: i64 = 21;
 const RESTORING: i64 = 22;
+const KV_BLOCK: i64 = 23;
+const CONTEXT: i64 = 24;
 
 /// Bytes that a versionstamp adds to its prefix: the version, and the position in the commit.
 const STAMP_BYTES: usize = 12;
@@ -62,6 +66,10 @@ pub(crate) enum RowKey {
     Tail { tenant: TenantId, cube: CubeId, version: Version },
     /// That a cube is being restored.
     Restoring { tenant: TenantId, cube: CubeId },
+    /// A block of keys and values.
+    KvBlock { tenant: TenantId, cube: CubeId, block: BlockKey },
+    /// The context of a conversation.
+    Context { tenant: TenantId, cube: CubeId, conversation: ConversationId },
     /// Something that no builder of `keys` makes.
     Unknown,
 }
@@ -94,7 +102,7 @@ pub(crate) fn range_start(start: &[u8]) -> Option<(TenantId, CubeId)> {
     let elements: Vec<Element<'_>> = unpack(start).ok()?;
     let [
         Element::String(tenant),
-        Element::Int(MANIFEST..=REQUEST | TAIL | RESTORING),
+        Element::Int(MANIFEST..=REQUEST | TAIL..=CONTEXT),
         Element::String(cube),
         ..,
     ] = elements.as_slice()
@@ -145,6 +153,15 @@ fn of_tuple(elements: &[Element<'_>]) -> Option<RowKey> {
         (TAIL, 4) => {
             let version = Version(u64::try_from(integer(elements, 3)?).ok()?);
             Some(RowKey::Tail { tenant, cube, version })
+        }
+        (KV_BLOCK, 4) => {
+            let Element::Bytes(bytes) = elements.get(3)? else { return None };
+            let block = BlockKey(bytes.as_ref().try_into().ok()?);
+            Some(RowKey::KvBlock { tenant, cube, block })
+        }
+        (CONTEXT, 4) => {
+            let conversation = ConversationId::new(text(elements, 3)?).ok()?;
+            Some(RowKey::Context { tenant, cube, conversation })
         }
         (REQUEST, 4) => {
             let request = RequestId::new(text(elements, 3)?).ok()?;
@@ -203,6 +220,7 @@ mod tests {
         let ((t1, c1), (t2, c2), (t3, c3)) = (both(), both(), both());
         let ((t4, c4), (t5, c5), (t6, c6)) = (both(), both(), both());
         let blob = BlobId([0; 32]);
+        let talk = ConversationId::new("talk").expect("valid");
         let cases = [
             (keys::feed_pointer(t, 3), RowKey::News),
             (keys::feed_doorbell(3), RowKey::News),
@@ -235,6 +253,18 @@ mod tests {
             (
                 keys::request(t, c, &request),
                 RowKey::Request { tenant: t6, cube: c6, request: request.clone() },
+            ),
+            (
+                keys::kv_block(t, c, BlockKey([7; 32])),
+                RowKey::KvBlock {
+                    tenant: tenant.clone(),
+                    cube: cube.clone(),
+                    block: BlockKey([7; 32]),
+                },
+            ),
+            (
+                keys::context(t, c, &talk),
+                RowKey::Context { tenant: tenant.clone(), cube: cube.clone(), conversation: talk },
             ),
             (b"something else".to_vec(), RowKey::Unknown),
             (Vec::new(), RowKey::Unknown),

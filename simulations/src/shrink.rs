@@ -368,12 +368,14 @@ mod tests {
         let script = |number: u64| Script {
             tenant: "t".to_owned(),
             cube: format!("c{number}"),
+            voice: None,
             steps: (0..20).map(|id| step(number * 100 + id)).collect(),
         };
         let event = |node| TimedFault { at_ms: 1_000, for_ms: 500, fault: Fault::Crash { node } };
         Plan {
             scenario: "toy".to_owned(),
             vectors: false,
+            models: false,
             seed: 1,
             nodes: 5,
             seconds: 30,

@@ -15,7 +15,18 @@ const fn point(name: &'static str, about: &'static str) -> Point {
 
 /// All of them.
 pub const POINTS: &[Point] = &[
+    point("activation.invalidated", "a change of a memory took stored blocks along"),
+    point("activation.kept", "a cube kept a context and blocks"),
     point("blob.object-removed", "a sweep removed an object that nothing referred to"),
+    point("chat.block-damaged", "a stored block was damaged, and its tokens were computed"),
+    point("chat.caller-left", "a caller went away before a reply was whole"),
+    point("chat.cube-erased", "a cube that people chatted with was deleted"),
+    point("chat.preloaded", "the next turn of a conversation was computed ahead"),
+    point("chat.reused-from-device", "a prompt went on in a session of an earlier one"),
+    point("chat.reused-from-disk", "blocks of a prompt came from the local disk"),
+    point("chat.reused-from-objects", "blocks of a prompt came from the object store"),
+    point("chat.reused-from-ram", "blocks of a prompt came from RAM"),
+    point("chat.reused-in-8-bits", "blocks of a prompt had been stored in 8 bits"),
     point("claim.contended", "two nodes claimed a cube at the same time"),
     point("client.all-attempts-failed", "a caller gave up without having reached anybody"),
     point("client.other-revision", "an update met a revision that it did not expect"),
@@ -36,6 +47,9 @@ pub const POINTS: &[Point] = &[
     point("hand-over.asked-by-peer", "a node was asked by another to hand a cube over"),
     point("hand-over.failed", "a hand-over did not come about"),
     point("hydrate.standby-used", "a cube was hydrated from what had been read ahead"),
+    point("inference.forgotten-meanwhile", "a memory was forgotten while a reply was computed"),
+    point("inference.load-won", "a block arrived before its tokens were computed"),
+    point("inference.out-of-memory", "a device without memory let go of what nobody used"),
     point("membership.declared-dead", "a node declared another dead"),
     point("membership.found-itself-dead", "a node found that it had been declared dead"),
     point("node.stopped-in-order", "a node was asked to stop, and had finished everything"),

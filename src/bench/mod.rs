@@ -6,6 +6,10 @@ pub mod hydrate;
 pub mod preload;
 pub mod recall;
 pub mod recall_speed;
+#[cfg(feature = "candle")]
+pub mod segments;
+#[cfg(feature = "candle")]
+pub mod ttft;
 pub mod vectors;
 mod words;
 

@@ -1,6 +1,10 @@
 //! `memcube bench`
 
 mod ingest;
+#[cfg(feature = "candle")]
+mod segments;
+#[cfg(feature = "candle")]
+mod ttft;
 
 use std::path::PathBuf;
 
@@ -40,6 +44,13 @@ pub(crate) enum BenchCommand {
     Cubes(CubesArgs),
     /// Measure how long a cube takes into RAM, from its snapshot and from its rows.
     Hydrate(HydrateArgs),
+    /// Measure the time to the first token on top of a context that is cached in RAM, on disk, in
+    /// an object store, or nowhere.
+    #[cfg(feature = "candle")]
+    Ttft(ttft::TtftArgs),
+    /// Measure what independent segments cost in accuracy and what they save.
+    #[cfg(feature = "candle")]
+    Segments(segments::SegmentsArgs),
 }
 
 const RECALL_EXAMPLES: &str = "\
@@ -189,6 +200,10 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
         BenchCommand::Ingest(args) => run_ingest(options, &args),
         BenchCommand::Cubes(args) => run_cubes(options, &args),
         BenchCommand::Hydrate(args) => run_hydrate(options, &args),
+        #[cfg(feature = "candle")]
+        BenchCommand::Ttft(args) => ttft::run(options, args),
+        #[cfg(feature = "candle")]
+        BenchCommand::Segments(args) => segments::run(options, args),
     }
 }
 

@@ -3,12 +3,15 @@
 use std::{fmt, io::Read, thread, time::Duration};
 
 use memcube_schemas::{
-    NodeId,
-    api::v1::{
-        AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
-        HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse, ListMemoriesResponse,
-        ListNodesResponse, Problem, ReadyResponse, SearchBody, SearchResponse, TenantSearchBody,
-        TenantSearchResponse, VectorsResponse,
+    MemoryId, NodeId,
+    api::{
+        openai::ChatCompletionBody,
+        v1::{
+            AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
+            HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse,
+            ListMemoriesResponse, ListNodesResponse, MemoryBody, Problem, ReadyResponse,
+            SearchBody, SearchResponse, TenantSearchBody, TenantSearchResponse, VectorsResponse,
+        },
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -220,14 +223,31 @@ impl Client {
         self.get(&path)
     }
 
+    /// One memory.
+    pub(crate) fn memory(&self, cube: &str, id: MemoryId) -> Result<MemoryBody> {
+        self.get(&format!("{}/{id}", memories_path(cube)))
+    }
+
     pub(crate) fn search(&self, cube: &str, request: &SearchBody) -> Result<SearchResponse> {
         self.post(&format!("/v1/cubes/{}/search", encoded(cube)), request, None)
     }
 
     /// Takes a backup. The answer is a stream, which takes as long as the backup does.
     pub(crate) fn back_up(&self, request: &BackupBody) -> Result<impl Read + use<>> {
-        let body = serde_json::to_vec(request)
-            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
+        self.post_stream("/v1/backups", self.json_of(request)?)
+    }
+
+    /// Begins a chat. The answer is a stream of events.
+    pub(crate) fn chat(&self, request: &ChatCompletionBody) -> Result<impl Read + use<>> {
+        self.post_stream("/v1/chat/completions", self.json_of(request)?)
+    }
+
+    fn json_of(&self, body: &impl Serialize) -> Result<Vec<u8>> {
+        serde_json::to_vec(body)
+            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))
+    }
+
+    fn post_stream(&self, path: &str, body: Vec<u8>) -> Result<impl Read + use<>> {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(CONNECT_SECONDS_MAX)))
@@ -238,7 +258,7 @@ impl Client {
         let agent = Agent::new_with_config(config.build());
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("{}/v1/backups", self.address))
+            .uri(format!("{}{path}", self.address))
             .header("authorization", &self.authorization)
             .header("content-type", "application/json");
         let request = request.body(body).map_err(|error| self.unreachable(error.to_string()))?;
@@ -299,8 +319,7 @@ impl Client {
         body: &impl Serialize,
         idempotency_key: Option<&str>,
     ) -> Result<R> {
-        let body = serde_json::to_vec(body)
-            .map_err(|error| self.unreachable(format!("the request has no JSON form: {error}")))?;
+        let body = self.json_of(body)?;
         self.call(&Call { method: Method::POST, path, body, idempotency_key })
     }
 
@@ -432,6 +451,7 @@ mod tests {
                 detail: "it is so".to_owned(),
                 request_id: "7".to_owned(),
                 retry_after_ms,
+                error: None,
             }))
         };
         assert_eq!(problem(429, Some(50)).retry_after_ms(), Some(50));

@@ -7,6 +7,7 @@ use super::{
     data_dir::DataDir,
     options::{Options, ServerArgs},
 };
+use crate::settings::Settings;
 
 /// A client, with the server it needs if that is our own.
 pub(crate) struct Connection {
@@ -48,10 +49,19 @@ pub(crate) fn find_server(options: &Options, args: &ServerArgs) -> Result<Option
 /// Connects to the server that is named, else to the one that runs on the data directory, else to
 /// one that is started here for the duration of the command.
 pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection> {
+    connect_with(options, args, |_| {})
+}
+
+/// The same, with changes to the settings of one that is started here.
+pub(crate) fn connect_with(
+    options: &Options,
+    args: &ServerArgs,
+    change: impl FnOnce(&mut Settings),
+) -> Result<Connection> {
     if let Some(client) = find_server(options, args)? {
         return Ok(Connection::remote(client));
     }
-    let settings = options.settings()?;
+    let mut settings = options.settings()?;
     if settings.cluster.enabled {
         // It would take the name of the node whose settings these are.
         bail!(
@@ -60,6 +70,7 @@ pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection
             settings.store.data_dir.display()
         );
     }
+    change(&mut settings);
     let local = LocalServer::start(settings)?;
     let client = Client::new(&local.address, &local.api_key);
     Ok(Connection { client, _local: Some(local) })

@@ -20,7 +20,7 @@ use super::{Client, data_dir::DataDir, options::Options, output, running};
 #[cfg(feature = "fdb")]
 use crate::{environment, storage::FoundationDbStore};
 use crate::{
-    inference,
+    inference::{self, openai::OpenAiModel},
     settings::{
         EmbedderKind, EmbedderSettings, InferenceKind, InferenceSettings, Settings, StoreKind,
         StoreSettings,
@@ -190,7 +190,22 @@ fn language_model(settings: &InferenceSettings) -> Finding {
                  `inference.kind` to `none`",
             ),
         },
+        InferenceKind::OpenAi => match ask_model_server(settings) {
+            Ok(detail) => good(CHECK, detail),
+            Err(error) => bad(
+                CHECK,
+                error.to_string(),
+                "mend the setting or start the server, or set `inference.kind` to `none`",
+            ),
+        },
     }
+}
+
+/// Asks for the models that the server has, which costs nothing.
+fn ask_model_server(settings: &InferenceSettings) -> Result<String> {
+    let model = OpenAiModel::of(settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(model.check())?)
 }
 
 /// The directory itself, or the one in which the first start makes it.

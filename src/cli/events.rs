@@ -132,15 +132,17 @@ fn is_event(kind: &str) -> bool {
 
 /// One server-sent event (WHATWG HTML, section 9.2).
 #[derive(Debug, Default, PartialEq)]
-struct Message {
+pub(super) struct Message {
     id: Option<String>,
     event: String,
-    data: String,
+    pub(super) data: String,
 }
 
 impl Message {
     /// Reads up to the next blank line. A message that breaks off is none.
-    fn read<E>(lines: &mut impl Iterator<Item = std::result::Result<String, E>>) -> Option<Self> {
+    pub(super) fn read<E>(
+        lines: &mut impl Iterator<Item = std::result::Result<String, E>>,
+    ) -> Option<Self> {
         let mut message = Self::default();
         loop {
             let line = lines.next()?.ok()?;

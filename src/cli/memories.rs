@@ -71,7 +71,8 @@ pub(crate) fn add(options: &Options, args: AddArgs) -> Result<()> {
     Ok(())
 }
 
-fn statement(words: &[String]) -> Result<String> {
+/// What stands on the command line, or on standard input for `-`.
+pub(crate) fn statement(words: &[String]) -> Result<String> {
     let mut text = words.join(" ");
     if text == "-" {
         text.clear();

@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod chat;
 mod client;
 mod connect;
 mod cube;
@@ -34,6 +35,7 @@ Examples:
   memcube serve                                   start a server on this machine
   memcube add \"Ann moved to Lisbon in May\"        remember something
   memcube search \"where does Ann live\"            find it again
+  memcube chat                                    talk to a model that remembers
   memcube import conversations.json               remember whole conversations
   memcube doctor                                  find out what is wrong
 
@@ -59,6 +61,8 @@ enum Command {
     Add(memories::AddArgs),
     /// Find what a cube knows about a question.
     Search(memories::SearchArgs),
+    /// Talk to a language model that remembers.
+    Chat(chat::ChatArgs),
     /// Remember the conversations in files of other programs.
     Import(import::ImportArgs),
     /// Write all memories of a cube as JSON lines.
@@ -108,6 +112,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(&options, args)?,
         Command::Add(args) => memories::add(&options, args)?,
         Command::Search(args) => memories::search(&options, args)?,
+        Command::Chat(args) => chat::run(&options, args)?,
         Command::Import(args) => import::run(&options, args)?,
         Command::Export(args) => export::run(&options, args)?,
         Command::Backup(args) => return backup::run(&options, args),
@@ -143,6 +148,9 @@ mod tests {
             "memcube --json add --cube me --tag a --tag b some words",
             "memcube add -",
             "memcube search --top-k 3 --token-budget 100 --explain what is it",
+            "memcube chat",
+            "memcube chat --cube ann --no-remember --temperature 0.7 --json how are you",
+            "memcube chat --language-model local --max-tokens 5 -",
             "memcube import --format locomo --batch 2 a.json b.json",
             "memcube export --cube me --out -",
             "memcube backup --to backups/monday --cube me --cube you --json",
@@ -180,6 +188,7 @@ mod tests {
             "memcube add",
             "memcube search --top-k 0 x",
             "memcube search --all-cubes --cube ann x",
+            "memcube chat --cube",
             "memcube import",
             "memcube import --format nonsense f",
             "memcube import --batch 0 f",

@@ -47,6 +47,9 @@ pub(crate) enum EmbedderChoice {
 pub(crate) enum LanguageModelChoice {
     /// The model of `[inference]` on this machine; SmolLM2-135M-Instruct if none is named.
     Local,
+    /// The model behind the server at `inference.url`, which speaks OpenAI's chat completions.
+    #[value(name = "openai")]
+    OpenAi,
     /// No model.
     None,
 }
@@ -103,6 +106,7 @@ impl Options {
         }
         match self.language_model {
             Some(LanguageModelChoice::Local) => settings.inference.kind = InferenceKind::Local,
+            Some(LanguageModelChoice::OpenAi) => settings.inference.kind = InferenceKind::OpenAi,
             Some(LanguageModelChoice::None) => settings.inference.kind = InferenceKind::None,
             None => {}
         }

@@ -29,6 +29,13 @@ pub(crate) fn line(text: impl Display) -> Result<()> {
     written.map_err(stdout_error)
 }
 
+/// Writes a part of a line of the answer, and hands it on at once.
+pub(crate) fn part(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(stdout_error)
+}
+
 /// The error of a command that cannot write its answer.
 pub(crate) fn stdout_error(error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::BrokenPipe {

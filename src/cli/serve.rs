@@ -139,7 +139,14 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     let language_model = running.node.cubes().inference();
     let language_model = language_model.map_or_else(
         || "none: `--language-model local` runs one, see `make language-model`".to_owned(),
-        |inference| inference.facts().fingerprint.model.to_string(),
+        |inference| {
+            let model = &inference.facts().fingerprint.model;
+            let place = match (inference.engine(), &running.node.settings().inference.url) {
+                (None, Some(url)) => format!(" at {url}"),
+                (Some(_) | None, _) => String::new(),
+            };
+            format!("{model}{place}")
+        },
     );
     let memories = match running.node.settings().store.kind {
         StoreKind::Embedded => data_dir.path().display().to_string(),
@@ -164,8 +171,8 @@ fn welcome(running: &Running, data_dir: &DataDir, is_key_in_file: bool) -> Resul
     };
     output::line(format_args!(
         "memcube {} answers on {address}\n\n  memories  {memories}\n  embedder  {model}\n  \
-         answers   {language_model}\n  API key   {key}\n\nTo make a cube, remember something and find it, paste this in another \
-         terminal:\n\n  {export}\n{}\n{}\n{}\n\nCtrl-C stops it.",
+         answers   {language_model}\n  API key   {key}\n\nTo make a cube, remember something and \
+         find it, paste this in another terminal:\n\n  {export}\n{}\n{}\n{}\n\nCtrl-C stops it.",
         env!("CARGO_PKG_VERSION"),
         curl("", r#"{"id":"me"}"#),
         curl("/me/memories", r#"{"text":"Ann moved to Lisbon in May 2024"}"#),

@@ -1,8 +1,10 @@
 //! The HTTP edge: the tenant gate first, then one file a resource.
 
+mod conversing;
 mod errors;
 mod http;
 mod memos;
+mod openai;
 mod openapi;
 mod request;
 mod tenant;
@@ -34,6 +36,8 @@ pub(crate) struct Gateway {
     pub(crate) backups: Arc<Semaphore>,
     /// Turns true when the gateway stops: streams end then, so that their connections do.
     pub(crate) stopping: watch::Receiver<bool>,
+    /// Unix seconds at which it began to answer.
+    pub(crate) since: i64,
 }
 
 /// A gateway that answers.
@@ -74,7 +78,9 @@ pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -
     let address = listener.local_addr().map_err(taken)?;
     let backups = Arc::new(Semaphore::new(BACKUPS_RUNNING_MAX));
     let (stop, mut stopped) = watch::channel(false);
-    let app = router(Gateway { node, gate, metrics, backups, stopping: stopped.clone() });
+    let since = node.environment().unix_ms() / 1_000;
+    let stopping = stopped.clone();
+    let app = router(Gateway { node, gate, metrics, backups, stopping, since });
     let task = tokio::spawn(async move {
         let stopping = async move {
             // A sender that is gone means the same as one that says stop.
@@ -94,6 +100,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::nodes::routes())
         .merge(http::vectors::routes())
         .merge(http::events::routes())
+        .merge(openai::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))
         .route("/openapi.json", get(openapi::serve))

@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-use super::{http, memos};
+use super::{http, memos, openai};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,6 +28,9 @@ use super::{http, memos};
         http::health::health, http::health::ready, http::health::metrics,
         memos::add, memos::search, memos::get_memory, memos::get_memory_by_id, memos::get_all,
         memos::delete_memory, memos::create_cube, memos::scheduler_status,
+        memos::chat::complete, memos::chat::stream,
+        openai::chat::complete, openai::embeddings::embed,
+        openai::models::list, openai::models::read,
         serve,
     ),
     tags(
@@ -37,6 +40,7 @@ use super::{http, memos};
         (name = "search", description = "What a cube knows about a question"),
         (name = "nodes", description = "The machines of the installation"),
         (name = "events", description = "What happens to cubes, as it happens"),
+        (name = "openai", description = "OpenAI's wire, for its clients: chats that remember"),
         (name = "memos", description = "MemOS's wire, for its clients"),
         (name = "health", description = "The node itself"),
     ),

@@ -24,6 +24,34 @@ const ID_HEADERS: [&str; 4] = ["x-request-id", "g-trace-id", "x-trace-id", "trac
 const ID_CHARS_MAX: usize = 64;
 /// The prefix of MemOS's wire.
 const MEMOS_PREFIX: &str = "/product/";
+/// The prefixes of OpenAI's.
+const OPENAI_PREFIXES: [&str; 3] = ["/v1/chat/", "/v1/embeddings", "/v1/models"];
+
+/// In which form errors are told.
+#[derive(Debug, Clone, Copy)]
+enum Wire {
+    Ours,
+    Memos,
+    OpenAi,
+}
+
+impl Wire {
+    fn of(path: &str) -> Self {
+        if path.starts_with(MEMOS_PREFIX) {
+            return Self::Memos;
+        }
+        let is_openai = OPENAI_PREFIXES.iter().any(|prefix| path.starts_with(prefix));
+        if is_openai { Self::OpenAi } else { Self::Ours }
+    }
+
+    fn tell(self, failure: Failure, id: &RequestId) -> Response<Body> {
+        match self {
+            Self::Ours => failure.into_problem(id),
+            Self::Memos => failure.into_envelope(),
+            Self::OpenAi => failure.into_openai(id),
+        }
+    }
+}
 
 /// Names one request in answers and logs.
 #[derive(Debug, Clone)]
@@ -71,10 +99,10 @@ pub(crate) async fn observe(
         .get::<MatchedPath>()
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().as_str().to_owned();
-    let is_memos = request.uri().path().starts_with(MEMOS_PREFIX);
+    let wire = Wire::of(request.uri().path());
     let span = tracing::info_span!("request", id = %id);
     let answered = AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await;
-    let mut response = answered.unwrap_or_else(|panic| panicked(&*panic, &id, is_memos));
+    let mut response = answered.unwrap_or_else(|panic| panicked(&*panic, &id, wire));
     let status = response.status().as_u16().to_string();
     tracing::debug!(request_id = %id, method, route, status, "answered");
     metrics::histogram!(
@@ -92,12 +120,12 @@ pub(crate) async fn observe(
 }
 
 /// The answer to a request whose handler panicked.
-fn panicked(panic: &(dyn Any + Send), id: &RequestId, is_memos: bool) -> Response<Body> {
+fn panicked(panic: &(dyn Any + Send), id: &RequestId, wire: Wire) -> Response<Body> {
     let text = panic.downcast_ref::<&str>().copied().unwrap_or("no message");
     tracing::error!(panic = text, request_id = %id, "a request handler panicked");
     let detail = "a defect of memcube; report it with the request id";
     let failure = Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail);
-    if is_memos { failure.into_envelope() } else { failure.into_problem(id) }
+    wire.tell(failure, id)
 }
 
 fn given_id(request: &Request) -> Option<RequestId> {
@@ -148,12 +176,9 @@ pub(crate) async fn authenticate(
 
 /// Answers in the form of the wire that the request came on.
 pub(crate) fn refuse(request: &Request, failure: Failure) -> Response<Body> {
-    if request.uri().path().starts_with(MEMOS_PREFIX) {
-        return failure.into_envelope();
-    }
     let unnamed = || RequestId(String::new());
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(unnamed);
-    failure.into_problem(&id)
+    Wire::of(request.uri().path()).tell(failure, &id)
 }
 
 /// Answers requests that no route takes.
@@ -210,7 +235,7 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
         .map_err(|error| {
             let (path, inner) = (error.path().to_string(), error.inner());
             if inner.is_data() {
-                Failure::invalid(format!("body at `{path}`: {inner}"))
+                Failure::invalid(format!("body at `{path}`: {inner}")).about(path)
             } else {
                 let detail = format!("the body is not valid JSON: {inner}");
                 Failure::new(StatusCode::BAD_REQUEST, "invalid", detail)

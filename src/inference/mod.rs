@@ -1,7 +1,8 @@
-//! Models that run on this node.
+//! Models that run on this node, and one that runs elsewhere.
 
 #[cfg(feature = "candle")]
 pub mod candle;
+pub mod openai;
 
 use std::sync::Arc;
 

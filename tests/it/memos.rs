@@ -1,8 +1,12 @@
 //! MemOS's wire, with the payloads that its clients and its evaluations send.
 
+use std::sync::Arc;
+
+use memcube::Node;
+use memcube_actors::inference::scripted::{ScriptedCosts, ScriptedEngine};
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode, assert_says, text_of};
+use crate::support::{Client, TestNode, assert_says, in_memory, text_of};
 
 const UNKNOWN: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
@@ -547,4 +551,85 @@ async fn memories_carry_their_date_in_the_text() {
     }
     let listed = node.client.get("/v1/cubes/u/memories").await.expect(200);
     assert_eq!(text_of(&listed["memories"][0]), "[8 May 2023] user: remark 0");
+}
+
+async fn chatting() -> TestNode {
+    let costs = ScriptedCosts { prefill_us: 0, look_back_ns: 0, step_us: 0, copy_ns: 0 };
+    let engine = Arc::new(ScriptedEngine::new(8_192, 1 << 30, costs));
+    TestNode::build(Node::builder().with_settings(in_memory()).with_engine(engine)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chat_is_answered_and_remembered() {
+    let node = chatting().await;
+    let ask = |remember: bool| {
+        json!({
+            "user_id": "u", "query": "tell me about my heron", "session_id": "s",
+            "system_prompt": "be kind", "top_k": 10, "mode": "fast", "max_tokens": 40,
+            "history": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}],
+            "add_message_on_answer": remember, "internet_search": false,
+        })
+    };
+    let chat = "/product/chat/complete";
+    let data = send(&node.client, chat, ask(false), "Chat completed successfully").await;
+    assert!(data["response"].as_str().is_some_and(|text| !text.is_empty()), "{data}");
+    assert!(data["reasoning"].is_null());
+    assert!(node.client.texts("u").await.is_empty(), "made, and nothing in it");
+
+    let answer = node.client.post("/product/chat/stream", ask(true)).await;
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"), "{}", answer.text);
+    let events = answer.text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = events.map(|data| serde_json::from_str(data).expect("JSON")).collect();
+    let (end, pieces) = events.split_last().expect("events");
+    assert_eq!(*end, json!({"type": "end", "data": null}));
+    let text: String = (pieces.iter())
+        .inspect(|piece| assert_eq!(piece["type"], "text"))
+        .map(|piece| piece["data"].as_str().expect("a text"))
+        .collect();
+    assert_eq!(data["response"], text, "the same, piece by piece");
+    let texts = node.client.texts("u").await;
+    assert!(texts[0].ends_with("user: tell me about my heron"), "{texts:?}");
+    assert_eq!(texts.len(), 2, "{texts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chats_that_cannot_be_answered_are_told_in_the_envelope() {
+    let (node, without) = (chatting().await, TestNode::start().await);
+    for (node, body, expected) in [
+        (
+            &without,
+            json!({"user_id": "u", "query": "a"}),
+            "503 envelope: this server has no \
+            language model; …",
+        ),
+        (&node, json!({"user_id": "u"}), "422 envelope: body at `.`: missing field `query` …"),
+        (&node, json!({"query": "a"}), "422 envelope: give `user_id` …"),
+        (&node, json!({"user_id": "u", "query": " "}), "422 envelope: `query` is empty; …"),
+        (
+            &node,
+            json!({"user_id": "u", "query": "a", "filter": {"and": []}}),
+            "422 envelope: \
+            `filter` is not supported here; …",
+        ),
+        (
+            &node,
+            json!({"user_id": "u", "query": "a", "readable_cube_ids": ["a", "b"]}),
+            "422 envelope: a chat reads and writes one cube, and 2 are named; …",
+        ),
+        (
+            &node,
+            json!({"query": "a", "readable_cube_ids": ["a"], "writable_cube_ids": ["b"]}),
+            "422 envelope: a chat reads and writes one cube, and 2 are named; …",
+        ),
+        (
+            &node,
+            json!({"user_id": "u", "query": "a", "temperature": 3}),
+            "422 envelope: `temperature` must be between 0 and 2, …",
+        ),
+    ] {
+        for path in ["/product/chat/complete", "/product/chat/stream"] {
+            let answer = node.client.post(path, body.clone()).await;
+            assert_says(&answer.summary(), expected, &format!("{path} {body}"));
+        }
+    }
 }

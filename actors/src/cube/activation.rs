@@ -369,11 +369,18 @@ impl Running {
         }
     }
 
-    /// Takes everything of the cube out of RAM and off the device.
+    /// Takes everything of a cube that is gone out of RAM, off the device and off the disk.
     pub(super) fn forget_all(&self) {
         let Some(inference) = self.inference.get() else { return };
         let CubeKey { tenant, cube } = &self.cube.key;
         inference.cache().forget_cube(tenant, cube, &self.cube.activation.blobs());
+    }
+
+    /// Takes everything of a cube that is another node's now out of RAM and off the device: of what
+    /// is forgotten there, this one does not hear. On the disk nothing is used without a row.
+    pub(super) fn let_go_of_cached(&self) {
+        let Some(inference) = self.inference.get() else { return };
+        inference.cache().forget_cube(&self.cube.key.tenant, &self.cube.key.cube, &[]);
     }
 
     /// Somebody wants contexts and blocks kept.

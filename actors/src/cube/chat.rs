@@ -1,137 +1,58 @@
 //! A turn of a chat: recall, a prompt on top of what is cached, a reply as it comes, and what is
 //! kept of it for the next turn. And the same ahead of time, without a reply.
 
+mod elsewhere;
+mod request;
+
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures_util::future::BoxFuture;
 use memcube_schemas::{
-    BlockKey, ConversationId, MemoryId, Version,
-    activation::{ContextRecord, KvBlock},
+    BlockKey, ConversationId, ModelId, Version,
+    activation::{ContextRecord, KvBlock, ModelFingerprint},
     call::{ContextAnswer, ContextQuery, CubeAnswer, CubeCall},
-    conversation::Role,
-    limits::{REPLY_MS_DEFAULT, REPLY_TOKENS_DEFAULT},
     memory::MemoryItem,
 };
 use tokio::sync::oneshot;
 
 use super::{
-    CubeHandle, CubeMessage, SearchRequest,
+    CubeHandle, CubeMessage,
     activation::{Keep, Kept},
-    context::{self, ChatTurn, Layout, Rebuild, UsedMemory, Wanted},
+    context::{self, Layout, Messages, Rebuild, Renderer, Wanted},
+    converse,
     handle::unexpected_reply,
 };
 use crate::{
+    defects::Defect,
     error::{Error, ErrorKind, Result},
     inference::{
-        Finished, GenerateRequest, InferenceHandle, ReplyEvent, ReplyStream, Sampling,
+        Finished, GenerateRequest, InferenceHandle, LocalModel, Place, ReplyEvent, ReplyStream,
+        Sampling,
         activation_cache::{Lease, StoredBlock, chain::Chain},
+        remote::RemoteHandle,
     },
 };
 
+pub use self::request::{ChatOpening, ChatRequest, PreloadOutcome, PreloadRequest};
+
 /// How often a prompt is made again because a memory in it changed meanwhile.
 const TRIES_MAX: usize = 4;
-
-/// One turn of a chat.
-#[derive(Debug, Clone)]
-pub struct ChatRequest {
-    /// Which conversation; its context grows from turn to turn.
-    pub conversation: ConversationId,
-    /// Instructions, the same for every turn.
-    pub preamble: String,
-    /// What was said before, as the caller has it.
-    pub turns: Vec<ChatTurn>,
-    /// What is said now.
-    pub message: ChatTurn,
-    /// How memories are looked for; `None` for none but those in the context.
-    pub recall: Option<SearchRequest>,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// Where the random numbers of the choice begin.
-    pub seed: u64,
-    /// Tokens of the reply at the most.
-    pub tokens_max: usize,
-    /// Texts before which it ends.
-    pub stops: Vec<String>,
-    /// Milliseconds that all of it may take.
-    pub ms_max: u64,
-}
-
-impl ChatRequest {
-    /// A first turn with memories, and everything else as usual.
-    pub fn new(conversation: ConversationId, message: impl Into<String>) -> Self {
-        let message = ChatTurn { role: Role::User, text: message.into() };
-        Self {
-            conversation,
-            preamble: String::new(),
-            turns: Vec::new(),
-            recall: Some(SearchRequest::new(message.text.clone())),
-            message,
-            sampling: Sampling::GREEDY,
-            seed: 0,
-            tokens_max: REPLY_TOKENS_DEFAULT,
-            stops: Vec::new(),
-            ms_max: REPLY_MS_DEFAULT,
-        }
-    }
-}
-
-/// What is to be computed ahead for a conversation.
-#[derive(Debug, Clone)]
-pub struct PreloadRequest {
-    /// Which conversation.
-    pub conversation: ConversationId,
-    /// Instructions, as the next turn will have them.
-    pub preamble: String,
-    /// What was said so far, the last reply included.
-    pub turns: Vec<ChatTurn>,
-    /// Memories that the next turn will need.
-    pub memories: Vec<MemoryId>,
-    /// Milliseconds that it may take.
-    pub ms_max: u64,
-}
-
-/// What a preload did.
-#[derive(Debug, Clone)]
-pub struct PreloadOutcome {
-    /// Why the context was laid out anew, if it was.
-    pub rebuilt: Option<Rebuild>,
-    /// Tokens of the context.
-    pub tokens: usize,
-    /// Where they came from, and what it took.
-    pub finished: Finished,
-    /// What is kept of it.
-    pub kept: Kept,
-}
-
-/// What is known before the first token.
-#[derive(Debug, Clone)]
-pub struct ChatOpening {
-    /// The memories in the prompt.
-    pub memories: Vec<UsedMemory>,
-    /// Memories that found no room in the window, oldest first.
-    pub left_out: Vec<MemoryId>,
-    /// Turns that found no room.
-    pub turns_left_out: usize,
-    /// The version of the cube that was read.
-    pub version: Version,
-    /// Microseconds that recall took.
-    pub recall_us: u64,
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-}
 
 /// A reply as it comes. Whoever drops it stops the model.
 #[derive(Debug)]
 pub struct ChatStream {
     opening: ChatOpening,
     stream: ReplyStream,
-    after: Option<After>,
-    keeping: Option<oneshot::Receiver<Result<Kept>>>,
-    text: String,
+    pub(super) after: Option<After>,
+    pub(super) keeping: Option<oneshot::Receiver<Result<Kept>>>,
+    pub(super) text: String,
+    /// When the model was asked, on this node's monotonic clock.
+    pub(super) asked_us: u64,
 }
 
 /// What is kept once a reply has ended.
 #[derive(Debug)]
-struct After {
+pub(super) struct After {
     cube: CubeHandle,
     inference: InferenceHandle,
     record: ContextRecord,
@@ -151,7 +72,7 @@ impl ChatStream {
         match &event {
             Ok(ReplyEvent::Text(text)) => self.text.push_str(text),
             Ok(ReplyEvent::Finished(finished)) => self.finish(finished),
-            Err(_) => {}
+            Ok(ReplyEvent::ToolCalls(_)) | Err(_) => {}
         }
         Some(event)
     }
@@ -173,7 +94,7 @@ impl ChatStream {
         });
     }
 
-    /// Reads the reply to its end.
+    /// Reads the text of the reply to its end; calls of tools are left out.
     ///
     /// # Errors
     /// What went wrong on the way.
@@ -192,12 +113,35 @@ impl ChatStream {
     }
 }
 
+/// What a model reads, and the model.
+enum MadePrompt {
+    Here {
+        model: LocalModel,
+        chain: Arc<Chain>,
+        stored: BTreeMap<BlockKey, KvBlock>,
+    },
+    /// `is_read` if the server has read and said all of it.
+    Elsewhere {
+        model: RemoteHandle,
+        messages: Messages,
+        is_read: bool,
+    },
+}
+
+impl MadePrompt {
+    /// Tokens of it, as far as they are known.
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Here { chain, .. } => chain.tokens.len(),
+            Self::Elsewhere { messages, .. } => messages.tokens,
+        }
+    }
+}
+
 /// A prompt that was made, and what else is known of it.
 struct Made {
     lease: Lease,
-    layout: Layout,
-    chain: Arc<Chain>,
-    stored: BTreeMap<BlockKey, KvBlock>,
+    layout: Layout<MadePrompt>,
     version: Version,
     is_local: bool,
     recall_us: u64,
@@ -216,34 +160,52 @@ impl CubeHandle {
         if request.tokens_max == 0 {
             return Err(Error::invalid("a reply has at least one token"));
         }
+        elsewhere::check_extra(&inference, request.extra.as_deref())?;
         let mut last = None;
         for _ in 0..TRIES_MAX {
             let made = self.make_prompt(&inference, &request).await?;
-            let generate = GenerateRequest {
-                chain: Arc::clone(&made.chain),
-                stored: made.stored,
-                sampling: request.sampling,
-                seed: request.seed,
-                tokens_max: request.tokens_max,
-                stops: request.stops.clone(),
-                ms_max: request.ms_max,
-                is_cached: made.is_local,
-            };
-            let Layout { prompt: _, record, memories, left_out, turns_left_out } = made.layout;
+            let Layout { prompt, record, memories, left_out, turns_left_out } = made.layout;
             let opening = ChatOpening {
                 memories,
                 left_out,
                 turns_left_out,
                 version: made.version,
                 recall_us: made.recall_us,
-                prompt_tokens: made.chain.tokens.len(),
+                prompt_tokens: prompt.tokens(),
             };
-            match inference.reply(made.lease, generate) {
+            let asked_us = self.cubes().environment().monotonic_us();
+            let begun = match prompt {
+                MadePrompt::Here { model, chain, stored } => {
+                    let generate = GenerateRequest {
+                        chain,
+                        stored,
+                        sampling: request.sampling,
+                        seed: request.seed,
+                        tokens_max: request.tokens_max,
+                        stops: request.stops.clone(),
+                        ms_max: request.ms_max,
+                        is_cached: made.is_local,
+                    };
+                    model.reply(made.lease, generate)
+                }
+                MadePrompt::Elsewhere { model, messages, .. } => {
+                    let asked = elsewhere::asked(messages, &request);
+                    model.reply(made.lease, asked).await
+                }
+            };
+            match begun {
                 Ok(stream) => {
                     let (cube, inference) = (self.clone(), inference.clone());
                     let after = made.is_local.then_some(After { cube, inference, record });
                     let text = String::new();
-                    return Ok(ChatStream { opening, stream, after, keeping: None, text });
+                    return Ok(ChatStream {
+                        opening,
+                        stream,
+                        after,
+                        keeping: None,
+                        text,
+                        asked_us,
+                    });
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => last = Some(error),
                 Err(error) => return Err(error),
@@ -266,20 +228,33 @@ impl CubeHandle {
             if !made.is_local {
                 return Err(Error::unavailable("another node owns the cube; preload there"));
             }
-            let generate = GenerateRequest {
-                chain: Arc::clone(&made.chain),
-                stored: made.stored,
-                sampling: Sampling::GREEDY,
-                seed: 0,
-                tokens_max: 0,
-                stops: Vec::new(),
-                ms_max: request.ms_max,
-                is_cached: true,
+            let Layout { prompt, record, .. } = made.layout;
+            let tokens = prompt.tokens();
+            let computed = match prompt {
+                MadePrompt::Here { model, chain, stored } => {
+                    let generate = GenerateRequest {
+                        chain,
+                        stored,
+                        sampling: Sampling::GREEDY,
+                        seed: 0,
+                        tokens_max: 0,
+                        stops: Vec::new(),
+                        ms_max: request.ms_max,
+                        is_cached: true,
+                    };
+                    model.preload(made.lease, generate).await
+                }
+                MadePrompt::Elsewhere { is_read: true, .. } => Ok(elsewhere::nothing_to_do()),
+                MadePrompt::Elsewhere { model, messages, is_read: false } => {
+                    let extra = model.extra(self.key(), &request.conversation);
+                    let asked = elsewhere::asked_ahead(messages, &request, extra);
+                    model.preload(made.lease, asked).await
+                }
             };
-            match inference.preload(made.lease, generate).await {
+            match computed {
                 Ok(finished) => {
-                    let kept = self.keep(&inference, made.layout.record, &finished).await?;
-                    let (rebuilt, tokens) = (made.rebuilt, made.chain.tokens.len());
+                    let kept = self.keep(&inference, record, &finished).await?;
+                    let rebuilt = made.rebuilt;
                     return Ok(PreloadOutcome { rebuilt, tokens, finished, kept });
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => last = Some(error),
@@ -299,28 +274,35 @@ impl CubeHandle {
         inference: &InferenceHandle,
         request: &ChatRequest,
     ) -> Result<Made> {
+        self.find_cube().await?;
         // Before anything is read, so that nothing is forgotten unnoticed from here on.
         let lease = inference.cache().lease(self.key().clone());
         let environment = self.cubes().environment();
         let start = environment.monotonic_us();
         let memories = match &request.recall {
-            Some(search) => self.search(search.clone()).await?.hits,
+            Some(search) => {
+                let found = self.search(converse::widened(search, &request.turns)).await?.hits;
+                let found = found.into_iter().map(|hit| hit.item).collect();
+                converse::unsaid(found, search, &request.turns)
+            }
             None => Vec::new(),
         };
         let recall_us = environment.monotonic_us().saturating_sub(start);
-        let window_tokens = inference.facts().window_tokens;
+        let window_tokens = elsewhere::window_tokens(inference, request.extra.as_deref());
         let wanted = Wanted {
             preamble: request.preamble.clone(),
             turns: request.turns.clone(),
             message: Some(request.message.clone()),
-            memories: memories.into_iter().map(|hit| hit.item).collect(),
+            memories,
             // At least half of the window is for the prompt, whatever the reply may need.
-            tokens_max: window_tokens - request.tokens_max.min(window_tokens / 2) - 1,
+            tokens_max: (window_tokens - request.tokens_max.min(window_tokens / 2))
+                .saturating_sub(1),
             now_ms: environment.unix_ms(),
         };
-        let known = self.read_context(inference, &request.conversation, Vec::new()).await?;
-        let laid = self.lay_out(inference, &request.conversation, wanted, &known, None).await?;
-        let made = self.make(inference, lease, laid, known.version).await?;
+        let model = inference.facts().fingerprint.model.clone();
+        let known = self.read_context(model, &request.conversation, Vec::new()).await?;
+        let made =
+            self.prepare(inference, lease, &request.conversation, wanted, &known, None).await?;
         Ok(Made { recall_us, ..made })
     }
 
@@ -329,8 +311,10 @@ impl CubeHandle {
         inference: &InferenceHandle,
         request: &PreloadRequest,
     ) -> Result<Made> {
+        self.find_cube().await?;
         let lease = inference.cache().lease(self.key().clone());
-        let known = self.read_context(inference, &request.conversation, Vec::new()).await?;
+        let model = inference.facts().fingerprint.model.clone();
+        let known = self.read_context(model, &request.conversation, Vec::new()).await?;
         let mut memories: Vec<Arc<MemoryItem>> = Vec::with_capacity(request.memories.len());
         for id in &request.memories {
             match self.get(*id).await {
@@ -341,7 +325,8 @@ impl CubeHandle {
                 Err(error) => return Err(error),
             }
         }
-        let window_tokens = inference.facts().window_tokens;
+        let extra = elsewhere::extra(inference, self.key(), &request.conversation);
+        let window_tokens = elsewhere::window_tokens(inference, extra.as_deref());
         let wanted = Wanted {
             preamble: request.preamble.clone(),
             turns: request.turns.clone(),
@@ -352,19 +337,24 @@ impl CubeHandle {
             now_ms: self.cubes().environment().unix_ms(),
         };
         let due = known.record.as_ref().and_then(|record| context::rebuild(record, window_tokens));
-        let laid = self.lay_out(inference, &request.conversation, wanted, &known, due).await?;
-        let made = self.make(inference, lease, laid, known.version).await?;
+        let made =
+            self.prepare(inference, lease, &request.conversation, wanted, &known, due).await?;
         Ok(Made { rebuilt: due, ..made })
+    }
+
+    /// Brings a cold cube into RAM. That revokes all leases, because nobody knows what was
+    /// forgotten before, and so comes before one is taken.
+    async fn find_cube(&self) -> Result<()> {
+        self.in_time(self.cubes().find(self.key())).await
     }
 
     /// Asks the cube for a context, and for the rows of blocks.
     async fn read_context(
         &self,
-        inference: &InferenceHandle,
+        model: ModelId,
         conversation: &ConversationId,
         blocks: Vec<BlockKey>,
     ) -> Result<ContextAnswer> {
-        let model = inference.facts().fingerprint.model.clone();
         let query = ContextQuery { conversation: conversation.clone(), model, blocks };
         let call = CubeCall::Context(Box::new(query));
         let CubeAnswer::Context(answer) = self.call("context", call).await? else {
@@ -373,51 +363,95 @@ impl CubeHandle {
         Ok(*answer)
     }
 
-    /// Lays a prompt out, off the event loop: it may be long, and has to be cut into tokens.
-    async fn lay_out(
+    /// Makes a prompt of what is wanted and known, for where the model runs.
+    async fn prepare(
         &self,
         inference: &InferenceHandle,
+        lease: Lease,
         conversation: &ConversationId,
         wanted: Wanted,
         known: &ContextAnswer,
         due: Option<Rebuild>,
-    ) -> Result<Layout> {
-        let (engine, conversation) = (Arc::clone(inference.engine()), conversation.clone());
+    ) -> Result<Made> {
+        match inference.place() {
+            Place::Here(model) => {
+                let engine = Arc::clone(model.engine());
+                let laid = self.lay_out(engine, conversation, wanted, known, due).await?;
+                self.make(model, lease, laid, known.version).await
+            }
+            Place::Elsewhere(model) => {
+                let wording = Arc::new(elsewhere::wording(model));
+                let laid = self.lay_out(wording, conversation, wanted, known, due).await?;
+                let (messages, layout) = laid.take_prompt();
+                let is_read = known.record.as_ref();
+                let is_read = is_read.is_some_and(|known| context::is_same(known, &layout.record));
+                let model = model.clone();
+                let layout = layout.with(MadePrompt::Elsewhere { model, messages, is_read });
+                let is_local = self.cubes().is_hot_here(self.key());
+                let (version, recall_us, rebuilt) = (known.version, 0, None);
+                Ok(Made { lease, layout, version, is_local, recall_us, rebuilt })
+            }
+        }
+    }
+
+    /// Lays a prompt out, off the event loop: it may be long, and has to be cut into tokens. Boxed,
+    /// because the compiler cannot tell of this future in others that they may go to other threads.
+    fn lay_out<R>(
+        &self,
+        renderer: Arc<R>,
+        conversation: &ConversationId,
+        wanted: Wanted,
+        known: &ContextAnswer,
+        due: Option<Rebuild>,
+    ) -> BoxFuture<'_, Result<Layout<R::Prompt>>>
+    where
+        R: Renderer + Send + Sync + ?Sized + 'static,
+        R::Prompt: Send + 'static,
+    {
+        let conversation = conversation.clone();
         let (record, items) = (known.record.clone(), known.items.clone());
         let laid = self.cubes().environment().compute(move || match (&record, due) {
             (Some(record), Some(_)) => {
-                context::lay_out_anew(&conversation, record, &items, &wanted, &*engine)
+                context::lay_out_anew(&conversation, record, &items, &wanted, &*renderer)
             }
             (record, _) => {
                 let known = record.as_ref().map(|record| (record, items.as_slice()));
-                context::lay_out(&conversation, known, &wanted, &*engine)
+                context::lay_out(&conversation, known, &wanted, &*renderer)
             }
         });
-        let laid = laid.await.ok_or_else(|| Error::internal("making a prompt panicked"))?;
-        laid.map_err(|error| Error::unavailable(error.to_string()))
+        Box::pin(async move {
+            let laid = laid.await.ok_or_else(|| Error::internal("making a prompt panicked"))?;
+            laid.map_err(|error| Error::unavailable(error.to_string()))
+        })
     }
 
     /// Cuts a prompt into blocks, and asks which of them are stored.
     async fn make(
         &self,
-        inference: &InferenceHandle,
+        inference: &LocalModel,
         lease: Lease,
-        mut layout: Layout,
+        layout: Layout,
         version: Version,
     ) -> Result<Made> {
-        let prompt = std::mem::take(&mut layout.prompt);
-        let fingerprint = &inference.facts().fingerprint;
-        let chain = Arc::new(Chain::of(prompt, fingerprint, &self.key().tenant));
+        let (prompt, layout) = layout.take_prompt();
+        let mut fingerprint = inference.facts().fingerprint.clone();
+        if self.cubes().environment().plants(Defect::ModelBlindKey) {
+            fingerprint = ModelFingerprint { tokenizer: [0; 32], adapter: None, ..fingerprint };
+        }
+        let chain = Arc::new(Chain::of(prompt, &fingerprint, &self.key().tenant));
         let is_local = self.cubes().is_hot_here(self.key());
         let mut stored = BTreeMap::new();
         if is_local && inference.cache().is_durable() {
             let keys = chain.blocks.iter().map(|block| block.key).collect();
             let conversation = layout.record.conversation.clone();
-            let answer = self.read_context(inference, &conversation, keys).await?;
+            let model = inference.facts().fingerprint.model.clone();
+            let answer = self.read_context(model, &conversation, keys).await?;
             stored.extend(answer.blocks.into_iter().map(|row| (row.key, row)));
         }
+        let model = inference.clone();
+        let layout = layout.with(MadePrompt::Here { model, chain, stored });
         let (recall_us, rebuilt) = (0, None);
-        Ok(Made { lease, layout, chain, stored, version, is_local, recall_us, rebuilt })
+        Ok(Made { lease, layout, version, is_local, recall_us, rebuilt })
     }
 
     /// Stores blocks, and makes them and the context count.

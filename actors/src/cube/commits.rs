@@ -240,6 +240,10 @@ impl Running {
     ) {
         let Some(InFlight { mut batch, then }) = self.in_flight.take() else { return };
         self.forget(&batch.gone);
+        // Also where nobody knows what became of it.
+        if matches!(then, Then::Erased(_)) {
+            self.forget_all();
+        }
         match outcome {
             Ok(_) => {
                 self.make_visible(batch);
@@ -252,6 +256,7 @@ impl Running {
             }
             Err(StoreError::Conflict { .. }) => {
                 self.environment.reach("cube.fenced", "");
+                self.let_go_of_cached();
                 refuse(batch, then, &fenced());
                 myself.stop(Some(STOPPED_FENCED.to_owned()));
             }
@@ -291,12 +296,12 @@ impl Running {
                 self.go_on(myself);
             }
             Then::Erased(reply) => {
-                self.forget_all();
                 reply.answer(Ok(CubeAnswer::Erased));
                 myself.stop(Some(STOPPED_ERASED.to_owned()));
             }
             Then::HandedOver(reply) => {
                 self.environment.reach("cube.handed-over", self.cube.key.cube.as_str());
+                self.let_go_of_cached();
                 let _ = reply.send(Ok(()));
                 self.has_left = true;
                 let _ = myself.drain();

@@ -5,16 +5,29 @@
 //! of the next prompt. It is laid out anew only where something in it is gone: a memory, a turn
 //! that the caller no longer sends, or room in the window.
 
+mod messages;
+mod plan;
+mod record;
+
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use memcube_schemas::{
-    ConversationId, MemoryId,
+    ConversationId, MemoryId, ModelId,
     activation::{BlockSource, ContextMemory, ContextRecord, ContextSegment},
     conversation::Role,
-    limits::{CONTEXT_MEMORIES_MAX, CONTEXT_SEGMENTS_MAX},
     memory::MemoryItem,
 };
-use sha2::{Digest, Sha256};
+
+pub(crate) use self::plan::{Part, Plan};
+pub use self::record::{Rebuild, rebuild};
+pub(crate) use self::{
+    messages::{Messages, Wording},
+    record::{fits, is_same, replied, take_out},
+};
+use self::{
+    plan::{Placed, begin, current, resume},
+    record::digest,
+};
 
 use crate::inference::{
     activation_cache::Prompt,
@@ -22,7 +35,7 @@ use crate::inference::{
 };
 
 /// What stands above memories in a prompt.
-const HEADING: &str = "What you remember:\n";
+pub const HEADING: &str = "What you remember:\n";
 /// Turns after which a memory that nobody had a use for counts as stale.
 const STALE_AFTER_TURNS: u32 = 8;
 
@@ -33,6 +46,23 @@ pub struct ChatTurn {
     pub role: Role,
     /// What.
     pub text: String,
+    /// The whole message as JSON, as its caller wrote it, for models that understand more than
+    /// text: calls of tools and their results, names. Others read `text` only.
+    pub wire: Option<Arc<str>>,
+}
+
+impl ChatTurn {
+    /// A turn that is text and nothing else.
+    pub fn new(role: Role, text: impl Into<String>) -> Self {
+        Self { role, text: text.into(), wire: None }
+    }
+
+    /// The same with the message as its caller wrote it.
+    #[must_use]
+    pub fn with_wire(mut self, wire: impl Into<Arc<str>>) -> Self {
+        self.wire = Some(wire.into());
+        self
+    }
 }
 
 /// What a prompt is to hold.
@@ -62,8 +92,8 @@ pub struct UsedMemory {
 
 /// A prompt, and the context that it leaves behind.
 #[derive(Debug, Clone)]
-pub(crate) struct Layout {
-    pub(crate) prompt: Prompt,
+pub(crate) struct Layout<P = Prompt> {
+    pub(crate) prompt: P,
     /// The context up to and with the new turn.
     pub(crate) record: ContextRecord,
     pub(crate) memories: Vec<UsedMemory>,
@@ -73,74 +103,60 @@ pub(crate) struct Layout {
     pub(crate) turns_left_out: usize,
 }
 
-/// Why a context should be laid out anew when nobody waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rebuild {
-    /// Most of its memories are of no use any more.
-    Stale,
-    /// It fills most of the window.
-    TooLong,
-    /// It consists of many small pieces.
-    Scattered,
-}
+impl<P> Layout<P> {
+    /// The prompt, and the rest.
+    pub(crate) fn take_prompt(self) -> (P, Layout<()>) {
+        let Self { prompt, record, memories, left_out, turns_left_out } = self;
+        (prompt, Layout { prompt: (), record, memories, left_out, turns_left_out })
+    }
 
-/// Whether a context should be laid out anew when nobody waits, and why.
-#[must_use]
-pub fn rebuild(record: &ContextRecord, window_tokens: usize) -> Option<Rebuild> {
-    /// Segments behind the sealed ones: each ends a block, however short.
-    const SCATTERED_MAX: usize = 32;
-    let tokens = |memories: &mut dyn Iterator<Item = &ContextMemory>| -> u64 {
-        memories.map(|memory| u64::from(memory.tokens)).sum()
-    };
-    let is_stale = |memory: &&ContextMemory| memory.wanted_at + STALE_AFTER_TURNS < record.turn;
-    let all = tokens(&mut record.memories());
-    let stale = tokens(&mut record.memories().filter(is_stale));
-    if usize::try_from(record.tokens).unwrap_or(usize::MAX) > window_tokens / 4 * 3 {
-        Some(Rebuild::TooLong)
-    } else if stale * 2 > all {
-        Some(Rebuild::Stale)
-    } else if record.segments.len().saturating_sub(index(record.sealed)) > SCATTERED_MAX {
-        Some(Rebuild::Scattered)
-    } else {
-        None
+    /// The same with another prompt.
+    pub(crate) fn with<Q>(self, prompt: Q) -> Layout<Q> {
+        let Self { prompt: _, record, memories, left_out, turns_left_out } = self;
+        Layout { prompt, record, memories, left_out, turns_left_out }
     }
 }
 
-/// One part of a prompt.
-#[derive(Debug, Clone)]
-enum Part {
-    Preamble(String),
-    Memories(Vec<Placed>),
-    Turn(ChatTurn),
-}
+/// Makes of the parts of a context what a model reads, and counts its tokens.
+pub(crate) trait Renderer {
+    /// What one part becomes.
+    type Laid;
+    /// What all of them become.
+    type Prompt;
 
-/// A memory and when it was last wanted.
-#[derive(Debug, Clone)]
-struct Placed {
-    item: Arc<MemoryItem>,
-    wanted_at: u32,
-    was_preloaded: bool,
-    tokens: usize,
-}
+    /// Whose tokens are counted.
+    fn model(&self) -> &ModelId;
 
-/// A context that is being laid out.
-struct Plan {
-    parts: Vec<Part>,
-    /// So many parts are one run.
-    sealed: usize,
-    turn: u32,
+    /// One part; tells every memory in it how many tokens it takes.
+    fn lay(&self, part: &mut Part, is_first: bool) -> EngineResult<Self::Laid>;
+
+    /// Tokens of a part.
+    fn tokens(&self, laid: &Self::Laid) -> usize;
+
+    /// Tokens between the last part and a reply.
+    fn opening_tokens(&self) -> usize;
+
+    /// One prompt of all parts, so many of which are one run; with what opens a reply, if one is
+    /// asked for.
+    fn join(
+        &self,
+        conversation: &ConversationId,
+        plan: &Plan,
+        laid: Vec<Self::Laid>,
+        is_answered: bool,
+    ) -> Self::Prompt;
 }
 
 /// Lays out the next prompt on top of what is known of the conversation.
 ///
 /// # Errors
 /// What the tokenizer says.
-pub(crate) fn lay_out(
+pub(crate) fn lay_out<R: Renderer + ?Sized>(
     conversation: &ConversationId,
     known: Option<(&ContextRecord, &[Arc<MemoryItem>])>,
     wanted: &Wanted,
-    engine: &dyn Engine,
-) -> EngineResult<Layout> {
+    renderer: &R,
+) -> EngineResult<Layout<R::Prompt>> {
     let mut plan = match known {
         Some((record, items)) => resume(record, items, wanted),
         None => begin(wanted, 0),
@@ -149,20 +165,20 @@ pub(crate) fn lay_out(
     if let Some(message) = &wanted.message {
         plan.parts.push(Part::Turn(message.clone()));
     }
-    finish(conversation, plan, wanted, engine)
+    finish(conversation, plan, wanted, renderer)
 }
 
 /// Lays a context out anew: the memories that are still of use, then all turns, as one run.
 ///
 /// # Errors
 /// What the tokenizer says.
-pub(crate) fn lay_out_anew(
+pub(crate) fn lay_out_anew<R: Renderer + ?Sized>(
     conversation: &ConversationId,
     record: &ContextRecord,
     items: &[Arc<MemoryItem>],
     wanted: &Wanted,
-    engine: &dyn Engine,
-) -> EngineResult<Layout> {
+    renderer: &R,
+) -> EngineResult<Layout<R::Prompt>> {
     let turn = record.turn;
     let kept = record.memories().filter(|memory| memory.wanted_at + STALE_AFTER_TURNS >= turn);
     let mut placed: Vec<Placed> = kept.filter_map(|memory| current(memory, items)).collect();
@@ -175,179 +191,19 @@ pub(crate) fn lay_out_anew(
         plan.parts.insert(1, Part::Memories(placed));
     }
     plan.sealed = plan.parts.len();
-    finish(conversation, plan, wanted, engine)
-}
-
-/// The context after the reply.
-pub(crate) fn replied(record: &mut ContextRecord, reply: &str, reply_tokens: usize) {
-    record.segments.push(ContextSegment::Turn(Role::Assistant, digest(reply)));
-    record.turn += 1;
-    record.tokens = record.tokens.saturating_add(number(reply_tokens));
-}
-
-/// Whether a record is small enough to be kept.
-pub(crate) fn fits(record: &ContextRecord) -> bool {
-    record.segments.len() <= CONTEXT_SEGMENTS_MAX
-        && record.memories().count() <= CONTEXT_MEMORIES_MAX
-}
-
-/// Takes a memory out of a context; returns whether it was in it.
-pub(crate) fn take_out(record: &mut ContextRecord, memories: &BTreeSet<MemoryId>) -> bool {
-    let before = record.memories().count();
-    let mut sealed = index(record.sealed);
-    let mut at = 0;
-    let mut gone_tokens = 0_u32;
-    record.segments.retain_mut(|segment| {
-        let place = at;
-        at += 1;
-        let ContextSegment::Memories(held) = segment else { return true };
-        held.retain(|memory| {
-            let stays = !memories.contains(&memory.source.id);
-            gone_tokens += if stays { 0 } else { memory.tokens };
-            stays
-        });
-        if held.is_empty() && place < index(record.sealed) {
-            sealed -= 1;
-        }
-        !held.is_empty()
-    });
-    record.sealed = number(sealed);
-    record.tokens = record.tokens.saturating_sub(gone_tokens);
-    record.memories().count() != before
-}
-
-/// The first 16 bytes of the SHA-256 of a text.
-fn digest(text: &str) -> [u8; 16] {
-    let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&hash[..16]);
-    digest
-}
-
-impl Placed {
-    const fn new(item: Arc<MemoryItem>, wanted_at: u32) -> Self {
-        Self { item, wanted_at, was_preloaded: false, tokens: 0 }
-    }
-}
-
-/// A memory of a record as it is now, if it is still what it was.
-fn current(memory: &ContextMemory, items: &[Arc<MemoryItem>]) -> Option<Placed> {
-    let BlockSource { id, revision } = memory.source;
-    let item = items.iter().find(|item| item.id == id && item.revision == revision)?;
-    let (item, wanted_at) = (Arc::clone(item), memory.wanted_at);
-    Some(Placed { item, wanted_at, was_preloaded: true, tokens: 0 })
-}
-
-/// A context that nothing is known of.
-fn begin(wanted: &Wanted, turn: u32) -> Plan {
-    let preamble = Part::Preamble(wanted.preamble.clone());
-    let turns = wanted.turns.iter().cloned().map(Part::Turn);
-    let parts: Vec<Part> = [preamble].into_iter().chain(turns).collect();
-    Plan { sealed: parts.len(), parts, turn }
-}
-
-/// The part of a known context that still holds, and the turns that are new.
-fn resume(record: &ContextRecord, items: &[Arc<MemoryItem>], wanted: &Wanted) -> Plan {
-    let mut plan = Plan { parts: Vec::new(), sealed: index(record.sealed), turn: record.turn };
-    let mut turns = wanted.turns.as_slice();
-    for segment in &record.segments {
-        match segment {
-            ContextSegment::Preamble(known) if *known == digest(&wanted.preamble) => {
-                plan.parts.push(Part::Preamble(wanted.preamble.clone()));
-            }
-            ContextSegment::Preamble(_) => return begin(wanted, record.turn),
-            ContextSegment::Memories(memories) => {
-                let placed: Vec<Placed> =
-                    memories.iter().filter_map(|memory| current(memory, items)).collect();
-                if !placed.is_empty() {
-                    plan.parts.push(Part::Memories(placed));
-                } else if plan.parts.len() < plan.sealed {
-                    plan.sealed -= 1;
-                }
-            }
-            ContextSegment::Turn(role, known) => match turns.split_first() {
-                Some((turn, rest)) if turn.role == *role && digest(&turn.text) == *known => {
-                    plan.parts.push(Part::Turn(turn.clone()));
-                    turns = rest;
-                }
-                // Something else was said from here on.
-                Some(_) | None => break,
-            },
-        }
-    }
-    plan.sealed = plan.sealed.min(plan.parts.len());
-    plan.parts.extend(turns.iter().cloned().map(Part::Turn));
-    plan
-}
-
-impl Plan {
-    fn placed(&mut self) -> impl Iterator<Item = &mut Placed> {
-        self.parts.iter_mut().flat_map(|part| match part {
-            Part::Memories(memories) => memories.as_mut_slice(),
-            Part::Preamble(_) | Part::Turn(_) => &mut [],
-        })
-    }
-
-    /// Marks memories that are wanted, and appends those that are missing, in the order in which
-    /// they were made.
-    fn want(&mut self, memories: &[Arc<MemoryItem>]) {
-        let turn = self.turn;
-        let ids: BTreeSet<MemoryId> = memories.iter().map(|item| item.id).collect();
-        let mut held = BTreeSet::new();
-        for placed in self.placed().filter(|placed| ids.contains(&placed.item.id)) {
-            placed.wanted_at = turn;
-            held.insert(placed.item.id);
-        }
-        let missing = memories.iter().filter(|item| !held.contains(&item.id));
-        let mut missing: Vec<Placed> =
-            missing.map(|item| Placed::new(Arc::clone(item), turn)).collect();
-        missing.sort_by_key(|placed| placed.item.id);
-        missing.dedup_by_key(|placed| placed.item.id);
-        if !missing.is_empty() {
-            self.parts.push(Part::Memories(missing));
-        }
-    }
-
-    /// Takes the oldest memory out: first of those that nobody wants now.
-    fn drop_oldest_memory(&mut self, wanted: &BTreeSet<MemoryId>) -> Option<(MemoryId, usize)> {
-        let oldest = self.placed().map(|placed| (wanted.contains(&placed.item.id), placed.item.id));
-        let (_, oldest) = oldest.min()?;
-        let mut tokens = 0;
-        for part in &mut self.parts {
-            if let Part::Memories(memories) = part {
-                memories.retain(|placed| {
-                    let stays = placed.item.id != oldest;
-                    tokens += if stays { 0 } else { placed.tokens };
-                    stays
-                });
-            }
-        }
-        self.parts.retain(|part| !matches!(part, Part::Memories(memories) if memories.is_empty()));
-        Some((oldest, tokens))
-    }
-
-    /// Takes the oldest turn out, but never the last one.
-    fn drop_oldest_turn(&mut self) -> bool {
-        let is_turn = |part: &Part| matches!(part, Part::Turn(_));
-        if self.parts.iter().filter(|part| is_turn(part)).count() < 2 {
-            return false;
-        }
-        let Some(at) = self.parts.iter().position(is_turn) else { return false };
-        self.parts.remove(at);
-        true
-    }
+    finish(conversation, plan, wanted, renderer)
 }
 
 /// The tokens of a part, and which of them come from which memory.
 #[derive(Default)]
-struct Laid {
+pub(crate) struct Laid {
     tokens: Vec<Token>,
     memories: Vec<(Range<usize>, BlockSource)>,
     /// Where the opening of a reply ends, if it is one.
     opening: Option<usize>,
 }
 
-fn lay(part: &mut Part, is_first: bool, engine: &dyn Engine) -> EngineResult<Laid> {
+fn lay<E: Engine + ?Sized>(part: &mut Part, is_first: bool, engine: &E) -> EngineResult<Laid> {
     let message = |role: Role, pieces: Vec<String>| ChatMessage { role, pieces };
     match part {
         Part::Preamble(text) if text.is_empty() => Ok(Laid::default()),
@@ -383,12 +239,48 @@ fn lay(part: &mut Part, is_first: bool, engine: &dyn Engine) -> EngineResult<Lai
     }
 }
 
-fn lay_all(plan: &mut Plan, engine: &dyn Engine) -> EngineResult<Vec<Laid>> {
+impl<E: Engine + ?Sized> Renderer for E {
+    type Laid = Laid;
+    type Prompt = Prompt;
+
+    fn model(&self) -> &ModelId {
+        &self.facts().fingerprint.model
+    }
+
+    fn lay(&self, part: &mut Part, is_first: bool) -> EngineResult<Laid> {
+        lay(part, is_first, self)
+    }
+
+    fn tokens(&self, laid: &Laid) -> usize {
+        laid.tokens.len()
+    }
+
+    fn opening_tokens(&self) -> usize {
+        self.open_reply().len()
+    }
+
+    fn join(
+        &self,
+        conversation: &ConversationId,
+        plan: &Plan,
+        laid: Vec<Laid>,
+        is_answered: bool,
+    ) -> Prompt {
+        let opening = if is_answered { self.open_reply() } else { Vec::new() };
+        let mut prompt = join(&laid, plan.sealed, &opening);
+        let turns = plan.parts.iter().position(|part| matches!(part, Part::Turn(_)));
+        let before = |first: usize| laid[..first].iter().map(|part| part.tokens.len()).sum();
+        prompt.turns = turns.map(|first| (before(first), conversation.clone()));
+        prompt
+    }
+}
+
+fn lay_all<R: Renderer + ?Sized>(plan: &mut Plan, renderer: &R) -> EngineResult<Vec<R::Laid>> {
     let mut is_first = true;
     let mut laid = Vec::with_capacity(plan.parts.len());
     for part in &mut plan.parts {
-        let part = lay(part, is_first, engine)?;
-        is_first &= part.tokens.is_empty();
+        let part = renderer.lay(part, is_first)?;
+        is_first &= renderer.tokens(&part) == 0;
         laid.push(part);
     }
     Ok(laid)
@@ -399,18 +291,20 @@ fn source(item: &MemoryItem) -> BlockSource {
 }
 
 /// Makes a plan fit, and a prompt of it.
-fn finish(
+fn finish<R: Renderer + ?Sized>(
     conversation: &ConversationId,
     mut plan: Plan,
     wanted: &Wanted,
-    engine: &dyn Engine,
-) -> EngineResult<Layout> {
-    let opening = if wanted.message.is_some() { engine.open_reply() } else { Vec::new() };
+    renderer: &R,
+) -> EngineResult<Layout<R::Prompt>> {
+    let is_answered = wanted.message.is_some();
+    let opening = if is_answered { renderer.opening_tokens() } else { 0 };
     let ids: BTreeSet<MemoryId> = wanted.memories.iter().map(|item| item.id).collect();
     let (mut left_out, mut turns_left_out) = (Vec::new(), 0);
-    let mut laid = lay_all(&mut plan, engine)?;
-    let count = |laid: &[Laid]| laid.iter().map(|part| part.tokens.len()).sum::<usize>();
-    let mut tokens = count(&laid) + opening.len();
+    let mut laid = lay_all(&mut plan, renderer)?;
+    let count =
+        |laid: &[R::Laid]| laid.iter().map(|part| renderer.tokens(part)).sum::<usize>() + opening;
+    let mut tokens = count(&laid);
     if tokens > wanted.tokens_max {
         // Some room is left for the next turns, which would otherwise have to do it again.
         let aim = wanted.tokens_max / 4 * 3;
@@ -423,17 +317,19 @@ fn finish(
                 None => break,
             }
         }
-        laid = lay_all(&mut plan, engine)?;
-        while count(&laid) + opening.len() > wanted.tokens_max && plan.drop_oldest_turn() {
-            turns_left_out += 1;
-            laid = lay_all(&mut plan, engine)?;
+        laid = lay_all(&mut plan, renderer)?;
+        while count(&laid) > wanted.tokens_max {
+            let gone = plan.drop_oldest_turn();
+            if gone == 0 {
+                break;
+            }
+            turns_left_out += gone;
+            laid = lay_all(&mut plan, renderer)?;
         }
-        let new = usize::from(wanted.message.is_some());
-        plan.sealed = plan.parts.len().saturating_sub(new);
+        plan.sealed = plan.parts.len().saturating_sub(usize::from(is_answered));
     }
-    let mut prompt = join(&laid, plan.sealed, &opening);
-    let turns = plan.parts.iter().position(|part| matches!(part, Part::Turn(_)));
-    prompt.turns = turns.map(|first| (count(&laid[..first]), conversation.clone()));
+    let tokens = count(&laid);
+    let prompt = renderer.join(conversation, &plan, laid, is_answered);
     let memories = plan.placed().map(|placed| UsedMemory {
         source: source(&placed.item),
         was_preloaded: placed.was_preloaded,
@@ -442,11 +338,11 @@ fn finish(
     let memories = memories.collect();
     let record = ContextRecord {
         conversation: conversation.clone(),
-        model: engine.facts().fingerprint.model.clone(),
+        model: renderer.model().clone(),
         segments: plan.parts.iter().map(segment).collect(),
         sealed: number(plan.sealed),
         turn: plan.turn,
-        tokens: number(prompt.tokens.len()),
+        tokens: number(tokens),
         used_at_ms: wanted.now_ms,
     };
     Ok(Layout { prompt, record, memories, left_out, turns_left_out })

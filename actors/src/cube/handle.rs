@@ -379,7 +379,7 @@ impl CubeHandle {
     }
 
     /// Gives up after the time that a caller waits at the most.
-    async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         let limit = Duration::from_millis(CUBE_CALL_MS_MAX);
         tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
             Err(Error::unavailable(format!(

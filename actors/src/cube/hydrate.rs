@@ -207,7 +207,12 @@ impl Hydrator {
         let manifest = self.read_manifest(key).await.ok();
         let now_ms = self.environment.unix_ms();
         let mutations = journal::erase(key, &claim, manifest.as_ref(), now_ms);
-        self.commit_as_owner(key, &claim, mutations).await
+        let erased = self.commit_as_owner(key, &claim, mutations).await;
+        // Also where nobody knows what became of it.
+        if let Some(inference) = self.inference.get() {
+            inference.cache().forget_cube(&key.tenant, &key.cube, &[]);
+        }
+        erased
     }
 
     /// Commits on the condition that the cube is still ours.
@@ -241,6 +246,7 @@ impl Hydrator {
         let row = keys::ownership(&key.tenant, &key.cube);
         for _ in 0..TRIES {
             let output = self.store.read(vec![RangeRead::key(row.clone())]).await?;
+            let before = first_entry(&output).map(|entry| entry.version);
             let (check, epoch) = match first_entry(&output) {
                 Some(entry) => {
                     let former: Ownership = decode(&entry.value)?;
@@ -261,7 +267,12 @@ impl Hydrator {
             let value = encode(&Ownership { epoch, node, incarnation });
             let set = Mutation::Set { key: row.clone(), value };
             match journal::commit(&self.store, &self.environment, vec![check], vec![set]).await {
-                Ok(row) => return Ok(Claim { epoch, row }),
+                Ok(row) => {
+                    if let Some(inference) = self.inference.get() {
+                        inference.cache().claimed(key, before, row);
+                    }
+                    return Ok(Claim { epoch, row });
+                }
                 Err(StoreError::Conflict { .. }) => self.environment.reach("claim.contended", ""),
                 Err(error) => return Err(error.into()),
             }

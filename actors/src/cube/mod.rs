@@ -13,6 +13,7 @@ mod archive;
 mod chat;
 mod commits;
 mod context;
+mod converse;
 mod decide;
 mod handle;
 mod hydrate;
@@ -42,7 +43,8 @@ use self::{
 pub use self::{
     activation::Kept,
     chat::{ChatOpening, ChatRequest, ChatStream, PreloadOutcome, PreloadRequest},
-    context::{ChatTurn, Rebuild, UsedMemory, rebuild},
+    context::{ChatTurn, HEADING as MEMORIES_HEADING, Rebuild, UsedMemory, rebuild},
+    converse::{ConverseRequest, FinishedTurn, TurnEvent, TurnStream},
     handle::CubeHandle,
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
     requests::{AddOutcome, AddRequest, DeleteRequest, UpdateRequest},

@@ -122,6 +122,7 @@ impl Running {
             }
             Ok(false) => {
                 self.environment.reach("cube.read-refused-after-move", "");
+                self.let_go_of_cached();
                 covered
                     .into_iter()
                     .chain(self.reads.waiting.drain(..))

@@ -1,7 +1,9 @@
 //! Whole cubes on paused time: commands through the handle, restarts, passivation, fencing.
 
 mod activation;
+mod converse;
 mod faults;
+mod remote;
 mod snapshots;
 
 use std::{

@@ -91,7 +91,9 @@ impl Cubes {
     /// `Unavailable` when the store does not answer.
     pub async fn ensure(&self, context: &TenantContext, id: CubeId) -> Result<CubeHandle> {
         let key = CubeKey { tenant: context.tenant().clone(), cube: id.clone() };
-        if !self.shared.directory.contains_key(&key) && self.manifest(&key).await?.is_none() {
+        // In a cluster, what is in RAM here may have been another node's since, and deleted there.
+        let is_here = !self.is_clustered() && self.shared.directory.contains_key(&key);
+        if !is_here && self.manifest(&key).await?.is_none() {
             match self.create(context, id.clone(), None, None).await {
                 Ok(_) => {}
                 Err(error)

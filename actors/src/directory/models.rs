@@ -4,7 +4,7 @@ use super::Cubes;
 use crate::{
     cube::CubeKey,
     error::{Error, Result},
-    inference::{InferenceHandle, InferenceParts},
+    inference::{InferenceHandle, InferenceParts, remote::RemoteParts},
 };
 
 impl Cubes {
@@ -15,7 +15,19 @@ impl Cubes {
     /// `Internal` when it was started before, or cannot be started.
     pub async fn serve_model(&self, parts: InferenceParts) -> Result<InferenceHandle> {
         let (blobs, environment) = (self.blobs(), self.environment().clone());
-        let inference = InferenceHandle::start(parts, blobs, environment).await?;
+        self.serve(InferenceHandle::start(parts, blobs, environment).await?).await
+    }
+
+    /// The same with a model that runs elsewhere.
+    ///
+    /// # Errors
+    /// As `serve_model`.
+    pub async fn serve_remote_model(&self, parts: RemoteParts) -> Result<InferenceHandle> {
+        let environment = self.environment().clone();
+        self.serve(InferenceHandle::start_remote(parts, environment).await?).await
+    }
+
+    async fn serve(&self, inference: InferenceHandle) -> Result<InferenceHandle> {
         match self.shared().hydrator.inference.set(inference.clone()) {
             Ok(()) => Ok(inference),
             Err(second) => {

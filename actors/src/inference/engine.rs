@@ -231,6 +231,11 @@ pub trait Engine: Send + Sync + 'static {
     /// What ends a reply in a later prompt, as the end of a rendered message would.
     fn close_reply(&self) -> Vec<Token>;
 
+    /// Whether its sessions know [`Session::import_segment`].
+    fn takes_segments(&self) -> bool {
+        false
+    }
+
     /// An empty session.
     ///
     /// # Errors
@@ -307,6 +312,21 @@ pub trait Session: Send {
     /// `Unsuitable` when position, dtype or sizes do not fit, `OutOfMemory`, `ContextTooLong`; each
     /// leaves the session as it was.
     fn import(&mut self, block: &KvBytes) -> EngineResult<()>;
+
+    /// Appends the tokens `wanted` of a segment: keys and values that another session of an engine
+    /// with the same fingerprint computed for nothing but these tokens, from position 0 on. They
+    /// are moved to where this session ends. The caller has verified the checksums.
+    ///
+    /// This is **not exact**: what is appended knows nothing of what stands before it, so all that
+    /// is computed later differs from what it would be.
+    ///
+    /// # Errors
+    /// As `import`; `Unsuitable` also when the engine has no way to do this.
+    fn import_segment(&mut self, segment: &KvBytes, wanted: Range<usize>) -> EngineResult<()> {
+        let _ = (segment, wanted);
+        let reason = "this engine puts no segments together".to_owned();
+        Err(EngineError::Unsuitable { reason })
+    }
 
     /// Microseconds of a scripted engine's time that the calls since the last look would have taken
     /// and did not. The actor lets them pass. Real engines took their time already.

@@ -10,7 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     activation_cache::{
-        ActivationCache, CacheSettings, ChainBlock, Contents, Lease, Tier, stored::ColdTiers,
+        ActivationCache, CacheSettings, ChainBlock, Contents, Lease, Segment, Tier,
+        stored::ColdTiers,
     },
     device::{DeviceHandle, Until, Urgency},
     engine::{Cancel, Engine, EngineError, EngineFacts, KvBytes, Sampling, Session, Token},
@@ -37,13 +38,23 @@ pub struct InferenceParts {
     pub disk: Option<(Arc<dyn ObjectStore>, u64)>,
     /// Whether the object store is a local disk itself.
     pub objects_are_local: bool,
+    /// Turns independent segments on: memories behind the exact prefix of a prompt come from what
+    /// was computed for each of them by itself, and so many of the first tokens of each are
+    /// computed where they stand. **Not exact**; replies say so. `None` is off.
+    pub segment_repair_tokens: Option<usize>,
 }
 
 impl InferenceParts {
     /// A model, with everything else as usual.
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>) -> Self {
-        Self { engine, cache: CacheSettings::default(), disk: None, objects_are_local: false }
+        Self {
+            engine,
+            cache: CacheSettings::default(),
+            disk: None,
+            objects_are_local: false,
+            segment_repair_tokens: None,
+        }
     }
 
     /// The same with a local directory in front of the object store.
@@ -54,28 +65,30 @@ impl InferenceParts {
     }
 }
 
-/// The front door of a language model. Cheap to clone.
+/// The front door of a language model on a device of this node. Cheap to clone.
 #[derive(Clone)]
-pub struct InferenceHandle {
+pub(crate) struct LocalModel {
     device: DeviceHandle,
     cache: ActivationCache,
     environment: Environment,
     places: Arc<Semaphore>,
+    segment_repair_tokens: Option<usize>,
 }
 
-impl fmt::Debug for InferenceHandle {
+impl fmt::Debug for LocalModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "InferenceHandle({})", self.facts().fingerprint.model)
+        write!(f, "LocalModel({})", self.facts().fingerprint.model)
     }
 }
 
-impl InferenceHandle {
+impl LocalModel {
     pub(crate) async fn start(
         parts: InferenceParts,
         blobs: Option<&Blobs>,
         environment: Environment,
     ) -> Result<Self> {
-        let InferenceParts { engine, cache, disk, objects_are_local } = parts;
+        let InferenceParts { engine, cache, disk, objects_are_local, segment_repair_tokens } =
+            parts;
         let cold = blobs.map(|blobs| {
             let tier = if objects_are_local { Tier::Disk } else { Tier::Objects };
             let mirror = disk.map(|(objects, bytes)| (blobs.mirror(objects), bytes));
@@ -86,51 +99,35 @@ impl InferenceHandle {
         let cache = ActivationCache::new(environment.clone(), facts, cache, cold);
         let device = DeviceHandle::spawn(engine, environment.clone()).await?;
         let places = Arc::new(Semaphore::new(INFERENCE_REQUESTS_MAX));
-        Ok(Self { device, cache, environment, places })
+        Ok(Self { device, cache, environment, places, segment_repair_tokens })
     }
 
-    /// What is fixed about the model.
-    #[must_use]
-    pub fn facts(&self) -> &EngineFacts {
+    pub(crate) fn facts(&self) -> &EngineFacts {
         self.device.facts()
     }
 
     /// The engine, for what takes no device: tokens and texts.
-    #[must_use]
-    pub fn engine(&self) -> &Arc<dyn Engine> {
+    pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
         self.device.engine()
     }
 
-    /// What was computed before.
-    #[must_use]
-    pub const fn cache(&self) -> &ActivationCache {
+    pub(crate) const fn cache(&self) -> &ActivationCache {
         &self.cache
     }
 
-    /// Whether it takes requests.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.device.is_alive()
     }
 
-    /// How full its queues are.
-    #[must_use]
-    pub fn queues(&self) -> [QueueDepth; 2] {
-        let depth = INFERENCE_REQUESTS_MAX.saturating_sub(self.places.available_permits());
-        let requests = QueueDepth {
-            name: "requests for the language model",
-            depth,
-            bound: INFERENCE_REQUESTS_MAX,
-        };
-        [requests, self.device.queue()]
+    pub(crate) fn queues(&self) -> [QueueDepth; 2] {
+        [waiting(&self.places), self.device.queue()]
     }
 
     pub(crate) fn kill(&self) {
         self.device.kill();
     }
 
-    /// Ends the actor in front of the device.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.device.stop().await;
     }
 
@@ -145,17 +142,24 @@ impl InferenceHandle {
         let ms_max = job.request.ms_max.saturating_add(READER_MS_MAX);
         self.environment.spawn(async move {
             let listener = sender.clone();
-            let replying: BoxFuture<'_, ()> = Box::pin(job.reply(sender));
-            tokio::select! {
+            let replying: BoxFuture<'_, Vec<Segment>> = Box::pin(job.reply(sender));
+            let wanted = tokio::select! {
                 biased;
                 // Dropped in the middle, the job cancels what the device does for it.
                 () = listener.closed() => {
                     metrics::counter!(names::REPLIES_TOTAL, "outcome" => "cancelled").increment(1);
+                    Vec::new()
                 }
-                () = replying => {}
+                wanted = replying => wanted,
                 () = tokio::time::sleep(Duration::from_millis(ms_max)) => {
                     metrics::counter!(names::REPLIES_TOTAL, "outcome" => "unread").increment(1);
+                    Vec::new()
                 }
+            };
+            drop(listener);
+            if !wanted.is_empty() {
+                let making: BoxFuture<'_, ()> = Box::pin(job.make_segments(&wanted));
+                making.await;
             }
         });
         Ok(ReplyStream::new(events))
@@ -188,12 +192,20 @@ impl InferenceHandle {
     }
 }
 
+/// How many requests are being answered or wait for it.
+pub(super) fn waiting(places: &Semaphore) -> QueueDepth {
+    let depth = INFERENCE_REQUESTS_MAX.saturating_sub(places.available_permits());
+    QueueDepth { name: "requests for the language model", depth, bound: INFERENCE_REQUESTS_MAX }
+}
+
+/// Microseconds that making the segments of one prompt may take.
+const SEGMENTS_US_MAX: u64 = 60_000_000;
 /// Milliseconds after a reply's deadline that its reader may take, before it is cut off.
-const READER_MS_MAX: u64 = 10_000;
+pub(super) const READER_MS_MAX: u64 = 10_000;
 
 /// One request.
 struct Job {
-    inference: InferenceHandle,
+    inference: LocalModel,
     request: GenerateRequest,
     until: Until,
     lease: Lease,
@@ -209,7 +221,7 @@ impl Job {
         let filled = self.fill(None).await?;
         let Filled { session, reuse, computed, .. } = filled;
         count_prompt(&reuse);
-        let unstored = self.keep(session, &reuse, computed).await;
+        let unstored = self.keep(session, &reuse, computed, None).await;
         let total_us = self.elapsed_us();
         let timings = Timings { first_token_us: total_us, total_us, reply_tokens: 0 };
         Ok(Finished { reason: FinishReason::Preloaded, reuse, timings, unstored })
@@ -219,9 +231,12 @@ impl Job {
         self.inference.environment.monotonic_us().saturating_sub(self.start_us)
     }
 
-    async fn reply(self, sender: mpsc::Sender<Result<ReplyEvent>>) {
+    /// Replies; returns the memories of which segments should be made when that is over.
+    async fn reply(&self, sender: mpsc::Sender<Result<ReplyEvent>>) -> Vec<Segment> {
+        let mut wanted = Vec::new();
         let outcome = match self.try_reply(&sender).await {
-            Ok(finished) => {
+            Ok((finished, missing)) => {
+                wanted = missing;
                 let reply_tokens = finished.timings.reply_tokens as u64;
                 metrics::counter!(names::REPLY_TOKENS_TOTAL).increment(reply_tokens);
                 let _ = sender.send(Ok(ReplyEvent::Finished(Box::new(finished)))).await;
@@ -233,12 +248,17 @@ impl Job {
             }
         };
         metrics::counter!(names::REPLIES_TOTAL, "outcome" => outcome).increment(1);
+        wanted
     }
 
-    async fn try_reply(&self, sender: &mpsc::Sender<Result<ReplyEvent>>) -> Result<Finished> {
+    async fn try_reply(
+        &self,
+        sender: &mpsc::Sender<Result<ReplyEvent>>,
+    ) -> Result<(Finished, Vec<Segment>)> {
         let GenerateRequest { sampling, seed, .. } = self.request;
         let filled = self.fill(Some((sampling, draw(seed, 0)))).await?;
-        let Filled { session, first, reuse, computed } = filled;
+        let Filled { session, first, reuse, computed, composed_from, missing, mut segments } =
+            filled;
         let first = first.ok_or_else(|| Error::internal("no token followed the prompt"))?;
         let first_token_us = self.elapsed_us();
         let warm = if reuse.reused() > 0 { "true" } else { "false" };
@@ -246,19 +266,29 @@ impl Job {
         count_prompt(&reuse);
         let (session, reason, reply_tokens) = self.speak(session, first, sender).await?;
         let unstored = match session {
-            Some(session) => self.keep(session, &reuse, computed).await,
+            Some(session) => self.keep(session, &reuse, computed, composed_from).await,
             None => Vec::new(),
         };
         let timings = Timings { first_token_us, total_us: self.elapsed_us(), reply_tokens };
-        Ok(Finished { reason, reuse, timings, unstored })
+        let mut number = 0..;
+        segments.retain(|_| number.next().is_some_and(|number| missing.contains(&number)));
+        Ok((Finished { reason, reuse, timings, unstored }, segments))
     }
 
-    /// Brings the prompt into a session. A device without memory lets go of what nobody uses, then
-    /// of everything that is cached.
-    async fn fill(&self, sampling: Option<(Sampling, u64)>) -> Result<Filled> {
-        let InferenceHandle { device, cache, environment, .. } = &self.inference;
-        cache.find_copies(&self.lease.key.tenant).await;
-        let filling = Filling {
+    /// Makes segments of memories, which later prompts can do without, and gives up at the first
+    /// trouble.
+    async fn make_segments(&self, wanted: &[Segment]) {
+        let deadline_us = self.inference.environment.monotonic_us().saturating_add(SEGMENTS_US_MAX);
+        let until = Until { urgency: Urgency::Preload, deadline_us, ..self.until.clone() };
+        let filling = Filling { until, ..self.filling(None) };
+        if let Err(trouble) = filling.make_segments(wanted).await {
+            tracing::debug!(?trouble, "no segments of memories were made");
+        }
+    }
+
+    fn filling(&self, sampling: Option<(Sampling, u64)>) -> Filling<'_> {
+        let LocalModel { device, cache, environment, .. } = &self.inference;
+        Filling {
             device,
             cache,
             environment,
@@ -267,7 +297,16 @@ impl Job {
             stored: &self.request.stored,
             until: self.until.clone(),
             sampling,
-        };
+            repair_tokens: self.inference.segment_repair_tokens,
+        }
+    }
+
+    /// Brings the prompt into a session. A device without memory lets go of what nobody uses, then
+    /// of everything that is cached.
+    async fn fill(&self, sampling: Option<(Sampling, u64)>) -> Result<Filled> {
+        let LocalModel { cache, environment, .. } = &self.inference;
+        cache.find_copies(&self.lease.key.tenant).await;
+        let filling = self.filling(sampling);
         let mut trouble = match filling.fill(self.request.is_cached).await {
             Ok(filled) => return Ok(filled),
             Err(trouble) => trouble,
@@ -315,7 +354,7 @@ impl Job {
         first: Token,
         sender: &mpsc::Sender<Result<ReplyEvent>>,
     ) -> Result<(Option<Box<dyn Session>>, FinishReason, usize)> {
-        let InferenceHandle { device, environment, .. } = &self.inference;
+        let LocalModel { device, environment, .. } = &self.inference;
         let GenerateRequest { sampling, seed, tokens_max, .. } = self.request;
         let facts = device.facts();
         let mut text = ReplyText::new(self.request.stops.clone());
@@ -361,23 +400,27 @@ impl Job {
     }
 
     /// Copies what was computed into RAM, and parks the session with the prompt in it. What was
-    /// said goes: its numbers come from other kernels than those of a prompt.
+    /// said goes: its numbers come from other kernels than those of a prompt. So does what was put
+    /// together from segments, and all behind it.
     async fn keep(
         &self,
         mut session: Box<dyn Session>,
         reuse: &Reuse,
         computed: Vec<usize>,
+        composed_from: Option<usize>,
     ) -> Vec<(ChainBlock, Arc<KvBytes>)> {
-        let InferenceHandle { device, cache, environment, .. } = &self.inference;
+        let LocalModel { device, cache, environment, .. } = &self.inference;
         if reuse.inexact_tokens > 0 || !self.request.is_cached {
             return Vec::new();
         }
         let chain = Arc::clone(&self.request.chain);
+        let exact = &self.request.chain.blocks[..composed_from.unwrap_or(chain.blocks.len())];
+        let exact_tokens = exact.last().map_or(0, |block| block.span.end);
         // Too late for an answer is not too late for this. It is short.
         let urgency = Urgency::Foreground;
         let until = Until { urgency, deadline_us: u64::MAX, ..self.until.clone() };
         let work = move |_: &dyn Engine| {
-            session.truncate(chain.tokens.len());
+            session.truncate(exact_tokens);
             let export = |at: usize| {
                 let numbers = session.export(chain.blocks[at].span.clone());
                 // One that cannot be copied out is computed again another time.
@@ -393,11 +436,11 @@ impl Job {
         for (at, numbers) in &blocks {
             cache.admit(&self.lease, chain, *at, Arc::clone(numbers));
         }
-        let ends = chain.blocks.iter().map(|block| (block.key, block.span.end)).collect();
+        let ends = exact.iter().map(|block| (block.key, block.span.end)).collect();
         cache.park(&self.lease, session, ends);
         let mut exported: BTreeMap<usize, Arc<KvBytes>> = blocks.into_iter().collect();
         let mut unstored = Vec::new();
-        for (at, block) in chain.blocks.iter().enumerate() {
+        for (at, block) in exact.iter().enumerate() {
             if self.request.stored.contains_key(&block.key) {
                 continue;
             }
@@ -433,10 +476,11 @@ fn draw(seed: u64, place: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn count_prompt(reuse: &Reuse) {
+pub(super) fn count_prompt(reuse: &Reuse) {
     let count = |from: &'static str, tokens: usize| {
         metrics::counter!(names::PROMPT_TOKENS_TOTAL, "from" => from).increment(tokens as u64);
     };
     count("computed", reuse.computed_tokens);
+    count("segment", reuse.segment_tokens);
     reuse.reused_tokens.iter().for_each(|(tier, tokens)| count(tier.as_str(), *tokens));
 }

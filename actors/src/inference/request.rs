@@ -43,6 +43,8 @@ pub enum FinishReason {
     Length,
     /// Its time was up.
     Deadline,
+    /// It waits for the results of tools that it called.
+    ToolCalls,
     /// Nothing was asked for: a preload.
     Preloaded,
 }
@@ -76,6 +78,8 @@ pub struct Finished {
 pub enum ReplyEvent {
     /// More text.
     Text(String),
+    /// More of the tools that it calls: a JSON array, as `delta.tool_calls` of OpenAI's wire.
+    ToolCalls(Arc<str>),
     /// The end.
     Finished(Box<Finished>),
 }
@@ -105,6 +109,7 @@ impl ReplyStream {
         while let Some(event) = self.next().await {
             match event? {
                 ReplyEvent::Text(more) => text.push_str(&more),
+                ReplyEvent::ToolCalls(_) => {}
                 ReplyEvent::Finished(finished) => return Ok((text, *finished)),
             }
         }

@@ -1,37 +1,43 @@
 //! A deterministic engine without a model, for tests and simulations: it understands nothing, takes
-//! the time that its cost model says, and remembers in every number of its keys and values what
-//! came before, so that a block in the wrong place changes what it says and is counted.
+//! the time that its cost model says, and remembers in its keys and values what came before and
+//! under which model, so that a block in the wrong place changes what it says and is counted.
+//!
+//! It promises no more about equal bits than real engines do: what it computes depends on where
+//! prefills were cut, and steps leave other numbers than prefills. Its numbers also tell which
+//! tokens they are of and which pass computed them, so that a simulation can ask a session what it
+//! really holds.
+
+mod numbers;
 
 use std::{
     any::Any,
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use bytes::Bytes;
 use memcube_schemas::{
     ModelId,
     activation::{KvDtype, ModelFingerprint},
     conversation::Role,
 };
 
+pub use self::numbers::slots_of;
+use self::numbers::{NUMBERS, mix, read, rows};
 use super::engine::{
     BLOCK_TOKENS, Cancel, ChatMessage, Engine, EngineError, EngineFacts, EngineResult, KvBytes,
     KvLayer, Rendered, Sampling, Session, Token,
 };
 
-/// Numbers that a layer holds for one token: as many as share a scale when they are stored in 8
-/// bits, so that the digests in them survive that.
-const NUMBERS: usize = 32;
-/// One layer holds what came up to a token, the other what came before it.
+/// One layer holds what came up to a token, and the token; the other what came before it, and the
+/// pass that computed it.
 const LAYERS: usize = 2;
-/// The largest number of each row, by which the others are scaled.
-const LARGEST: f32 = 127.0;
-const DIGITS: usize = 16;
 const START: u64 = 0x5eed;
+/// How the first token of a prefill, and one that came by a step, differ from the others.
+const BEGINS: u64 = 1 << 40;
+const STEPS: u64 = 1 << 41;
 /// Marks have no bytes; words have one to three.
 const MARK_END: Token = 1;
 const MARK_ROLES: Token = 2;
@@ -63,6 +69,18 @@ pub struct ScriptedEngine {
     facts: EngineFacts,
     costs: ScriptedCosts,
     device: Arc<Device>,
+    passes: Arc<AtomicU32>,
+}
+
+/// What a session holds for one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The token.
+    pub token: Token,
+    /// Everything up to it, as it was computed.
+    pub digest: u64,
+    /// The pass that computed it.
+    pub pass: u32,
 }
 
 #[derive(Debug)]
@@ -101,7 +119,7 @@ impl ScriptedEngine {
             wrong_blocks: AtomicU64::new(0),
             prefilled_tokens: AtomicU64::new(0),
         });
-        Self { facts, costs, device }
+        Self { facts, costs, device, passes: Arc::default() }
     }
 
     /// The same engine under another name, as if it had other weights.
@@ -109,6 +127,39 @@ impl ScriptedEngine {
     pub fn named(mut self, model: ModelId) -> Self {
         self.facts.fingerprint.model = model;
         self
+    }
+
+    /// The same engine with another fingerprint.
+    #[must_use]
+    pub fn fingerprinted(mut self, fingerprint: ModelFingerprint) -> Self {
+        self.facts.fingerprint = fingerprint;
+        self
+    }
+
+    /// The same engine, which takes the numbers of its passes from here, so that those of several
+    /// engines differ.
+    #[must_use]
+    pub fn numbered(mut self, passes: Arc<AtomicU32>) -> Self {
+        self.passes = passes;
+        self
+    }
+
+    /// An empty session.
+    #[must_use]
+    pub fn session(&self) -> ScriptedSession {
+        let (device, facts) = (Arc::clone(&self.device), &self.facts);
+        ScriptedSession {
+            device,
+            costs: self.costs,
+            window_tokens: facts.window_tokens,
+            bytes_per_token: facts.kv_bytes_per_token,
+            start: start_of(&facts.fingerprint),
+            passes: Arc::clone(&self.passes),
+            slots: Vec::new(),
+            ends: Vec::new(),
+            has_logits: false,
+            owed_ns: 0,
+        }
     }
 
     /// Blocks that were brought into sessions whose prefix was not theirs.
@@ -167,17 +218,12 @@ impl Engine for ScriptedEngine {
         vec![MARK_END]
     }
 
+    fn takes_segments(&self) -> bool {
+        true
+    }
+
     fn open(&self) -> EngineResult<Box<dyn Session>> {
-        let (device, facts) = (Arc::clone(&self.device), &self.facts);
-        Ok(Box::new(ScriptedSession {
-            device,
-            costs: self.costs,
-            window_tokens: facts.window_tokens,
-            bytes_per_token: facts.kv_bytes_per_token,
-            digests: Vec::new(),
-            has_logits: false,
-            owed_ns: 0,
-        }))
+        Ok(Box::new(self.session()))
     }
 }
 
@@ -198,33 +244,88 @@ const fn role_mark(role: Role) -> Token {
         }
 }
 
-/// What came before, and then a token.
-fn mix(before: u64, token: Token) -> u64 {
-    let mut z = (before ^ u64::from(token)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// Whose message begins with this token; `None` for one that is no such mark.
+#[must_use]
+pub fn role_of(token: Token) -> Option<Role> {
+    [Role::User, Role::Assistant, Role::System, Role::Tool]
+        .into_iter()
+        .find(|role| role_mark(*role) == token)
+}
+
+/// Whether a message ends with this token.
+#[must_use]
+pub const fn is_end(token: Token) -> bool {
+    token == MARK_END
+}
+
+/// What stands before the first token under a model.
+fn start_of(fingerprint: &ModelFingerprint) -> u64 {
+    let ModelFingerprint { model, tokenizer, adapter, rope, dtype, layout } = fingerprint;
+    let adapter = adapter.as_ref().map_or(&[][..], |digest| &digest[..]);
+    let parts: [&[u8]; 6] = [
+        model.as_str().as_bytes(),
+        tokenizer,
+        adapter,
+        rope.as_bytes(),
+        dtype.as_str().as_bytes(),
+        layout.as_bytes(),
+    ];
+    parts.iter().fold(START, |digest, part| {
+        part.iter()
+            .fold(mix(digest, part.len() as u64), |digest, byte| mix(digest, u64::from(*byte)))
+    })
+}
+
+/// The digests that a model has to hold for tokens which came by prefills that ended at these
+/// places, and by nothing else.
+#[must_use]
+pub fn recompute(fingerprint: &ModelFingerprint, tokens: &[Token], ends: &[usize]) -> Vec<u64> {
+    let mut last = start_of(fingerprint);
+    let begins = |at: usize| at == 0 || ends.contains(&at);
+    let digest = |(at, token): (usize, &Token)| {
+        let begins = if begins(at) { BEGINS } else { 0 };
+        last = mix(last, u64::from(*token) | begins);
+        last
+    };
+    tokens.iter().enumerate().map(digest).collect()
 }
 
 /// A digest for every token, of everything up to it.
-struct ScriptedSession {
+#[derive(Debug)]
+pub struct ScriptedSession {
     device: Arc<Device>,
     costs: ScriptedCosts,
     window_tokens: usize,
     bytes_per_token: u64,
-    digests: Vec<u64>,
+    start: u64,
+    passes: Arc<AtomicU32>,
+    slots: Vec<Slot>,
+    /// Where calls ended that brought tokens.
+    ends: Vec<usize>,
     has_logits: bool,
     owed_ns: u64,
 }
 
 impl ScriptedSession {
+    /// What it really holds, whoever computed it.
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Where the calls ended that brought it.
+    #[must_use]
+    pub fn ends(&self) -> &[usize] {
+        &self.ends
+    }
+
     fn last(&self) -> u64 {
-        self.digests.last().copied().unwrap_or(START)
+        self.slots.last().map_or(self.start, |slot| slot.digest)
     }
 
     /// Takes room on the device.
     fn grow(&self, tokens: usize) -> EngineResult<()> {
-        let length = self.digests.len() + tokens;
+        let length = self.slots.len() + tokens;
         if length > self.window_tokens {
             let window_tokens = self.window_tokens;
             return Err(EngineError::ContextTooLong { tokens: length, window_tokens });
@@ -240,22 +341,26 @@ impl ScriptedSession {
         Ok(())
     }
 
-    fn take_in(&mut self, tokens: &[Token]) {
-        for token in tokens {
-            let next = mix(self.last(), *token);
-            self.digests.push(next);
+    /// Takes tokens in, the first of which differs so from the others.
+    fn take_in(&mut self, tokens: &[Token], first: u64) {
+        let pass = self.passes.fetch_add(1, Ordering::Relaxed);
+        for (at, token) in tokens.iter().enumerate() {
+            let first = if at == 0 { first } else { 0 };
+            let digest = mix(self.last(), u64::from(*token) | first);
+            self.slots.push(Slot { token: *token, digest, pass });
         }
+        self.ends.push(self.slots.len());
         self.has_logits = true;
     }
 }
 
 impl Session for ScriptedSession {
     fn tokens(&self) -> usize {
-        self.digests.len()
+        self.slots.len()
     }
 
     fn bytes(&self) -> u64 {
-        self.digests.len() as u64 * self.bytes_per_token
+        self.slots.len() as u64 * self.bytes_per_token
     }
 
     fn prefill(&mut self, tokens: &[Token], cancel: &Cancel) -> EngineResult<()> {
@@ -264,18 +369,18 @@ impl Session for ScriptedSession {
             return Err(EngineError::Cancelled);
         }
         self.grow(tokens.len())?;
-        let (count, before) = (tokens.len() as u64, self.digests.len() as u64);
+        let (count, before) = (tokens.len() as u64, self.slots.len() as u64);
         self.owed_ns += count * self.costs.prefill_us * 1_000;
         self.owed_ns += count * (before + count / 2) * self.costs.look_back_ns;
         self.device.prefilled_tokens.fetch_add(count, Ordering::Relaxed);
-        self.take_in(tokens);
+        self.take_in(tokens, BEGINS);
         Ok(())
     }
 
     fn step(&mut self, token: Token) -> EngineResult<()> {
         self.grow(1)?;
         self.owed_ns += self.costs.step_us * 1_000;
-        self.take_in(&[token]);
+        self.take_in(&[token], STEPS);
         Ok(())
     }
 
@@ -286,7 +391,7 @@ impl Session for ScriptedSession {
         if !self.has_logits {
             return Err(EngineError::Failed { reason: "nothing was computed before".to_owned() });
         }
-        let mut choice = mix(self.last(), Token::MAX);
+        let mut choice = mix(self.last(), u64::from(Token::MAX));
         if sampling.temperature > 0.0 {
             choice = choice.wrapping_add(draw);
         }
@@ -298,49 +403,74 @@ impl Session for ScriptedSession {
     }
 
     fn truncate(&mut self, tokens: usize) {
-        if tokens < self.digests.len() {
-            let gone = (self.digests.len() - tokens) as u64 * self.bytes_per_token;
+        if tokens < self.slots.len() {
+            let gone = (self.slots.len() - tokens) as u64 * self.bytes_per_token;
             self.device.bytes_used.fetch_sub(gone, Ordering::Relaxed);
-            self.digests.truncate(tokens);
+            self.slots.truncate(tokens);
+            self.ends.retain(|end| *end < tokens);
+            if tokens > 0 {
+                self.ends.push(tokens);
+            }
             self.has_logits = false;
         }
     }
 
     fn export(&self, span: Range<usize>) -> EngineResult<KvBytes> {
-        let Some(digests) = self.digests.get(span.clone()) else {
+        let Some(slots) = self.slots.get(span.clone()) else {
             return Err(EngineError::Unsuitable { reason: "the span is not inside".to_owned() });
         };
         let before = match span.start {
-            0 => START,
-            start => self.digests[start - 1],
+            0 => self.start,
+            start => self.slots[start - 1].digest,
         };
-        let befores = std::iter::once(before).chain(digests.iter().copied());
+        let befores = std::iter::once(before).chain(slots.iter().map(|slot| slot.digest));
+        let passes = slots.iter().map(|slot| slot.pass);
         let layers = vec![
-            KvLayer::new(rows(digests.iter().copied())),
-            KvLayer::new(rows(befores.take(digests.len()))),
+            KvLayer::new(rows(slots.iter().map(|slot| (slot.digest, slot.token)))),
+            KvLayer::new(rows(befores.zip(passes))),
         ];
-        Ok(KvBytes { start: span.start, tokens: digests.len(), dtype: KvDtype::F32, layers })
+        Ok(KvBytes { start: span.start, tokens: slots.len(), dtype: KvDtype::F32, layers })
     }
 
     fn import(&mut self, block: &KvBytes) -> EngineResult<()> {
         let unsuitable = |reason: &str| EngineError::Unsuitable { reason: reason.to_owned() };
-        let [after, before] = block.layers.as_slice() else {
-            return Err(unsuitable("it has another number of layers"));
+        let Some((slots, before)) = read(block) else {
+            return Err(unsuitable("its layers or its numbers are not this engine's"));
         };
-        let (after, before) = (digests(&after.bytes), digests(&before.bytes));
-        if block.start != self.digests.len() || block.dtype != KvDtype::F32 {
-            return Err(unsuitable("it begins elsewhere, or has other numbers"));
-        }
-        if after.len() != block.tokens || before.len() != block.tokens {
-            return Err(unsuitable("its layers have another size"));
+        if block.start != self.slots.len() {
+            return Err(unsuitable("it begins elsewhere"));
         }
         self.grow(block.tokens)?;
         self.owed_ns += block.tokens as u64 * self.costs.copy_ns;
         // A real engine would not notice: it would say something else from here on, as this does.
-        if before.first().is_some_and(|before| *before != self.last()) {
+        if before.is_some_and(|before| before != self.last()) {
             self.device.wrong_blocks.fetch_add(1, Ordering::Relaxed);
         }
-        self.digests.extend(after);
+        self.slots.extend(slots);
+        self.ends.push(self.slots.len());
+        self.has_logits = false;
+        Ok(())
+    }
+
+    fn import_segment(&mut self, segment: &KvBytes, wanted: Range<usize>) -> EngineResult<()> {
+        let unsuitable = |reason: &str| EngineError::Unsuitable { reason: reason.to_owned() };
+        let Some((slots, before)) = read(segment) else {
+            return Err(unsuitable("its layers or its numbers are not this engine's"));
+        };
+        let Some(inside) = slots.get(wanted.clone()).filter(|_| segment.start == 0) else {
+            return Err(unsuitable("the tokens are not in it, or it does not stand by itself"));
+        };
+        self.grow(wanted.len())?;
+        self.owed_ns += wanted.len() as u64 * self.costs.copy_ns;
+        // It was computed behind something else, or by another model.
+        if before.is_some_and(|before| before != self.start) {
+            self.device.wrong_blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        // What stands before still counts for what comes after, though not as if it had been read.
+        let outside = self.last().rotate_left(1);
+        let moved = inside.iter().map(|slot| Slot { digest: slot.digest ^ outside, ..*slot });
+        self.slots.extend(moved);
+        self.ends.push(self.slots.len());
         self.has_logits = false;
         Ok(())
     }
@@ -360,40 +490,6 @@ impl Drop for ScriptedSession {
     fn drop(&mut self) {
         self.truncate(0);
     }
-}
-
-/// Digests as numbers that survive being stored in 16 or 8 bits.
-fn rows(digests: impl Iterator<Item = u64>) -> Bytes {
-    let mut bytes = Vec::new();
-    for digest in digests {
-        let mut row = [0.0_f32; NUMBERS];
-        row[0] = LARGEST;
-        for (place, number) in row[1..=DIGITS].iter_mut().enumerate() {
-            let digit = u8::try_from(digest >> (4 * place) & 0xf).unwrap_or(0);
-            *number = f32::from(digit);
-        }
-        bytes.extend(row.iter().flat_map(|number| number.to_le_bytes()));
-    }
-    Bytes::from(bytes)
-}
-
-fn digests(bytes: &[u8]) -> Vec<u64> {
-    let row = |row: &[u8]| {
-        let (numbers, _) = row.as_chunks::<4>();
-        let digits = numbers[1..=DIGITS].iter().enumerate();
-        digits.fold(0, |digest, (place, number)| {
-            let digit = f32::from_le_bytes(*number).round();
-            // Rounded and between 0 and 15, unless the numbers are not this engine's.
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "see above"
-            )]
-            let digit = digit.clamp(0.0, 15.0) as u64;
-            digest | digit << (4 * place)
-        })
-    };
-    bytes.chunks_exact(NUMBERS * size_of::<f32>()).map(row).collect()
 }
 
 #[cfg(test)]
@@ -421,7 +517,10 @@ mod tests {
         ) {
             let at = at % (tokens.len() - 1) + 1;
             let engine = engine();
-            let mut whole = filled(&engine, &tokens);
+            let mut whole = filled(&engine, &tokens[..at]);
+            for chunk in tokens[at..].chunks(BLOCK_TOKENS) {
+                whole.prefill(chunk, &Cancel::default()).expect("taken in");
+            }
             let mut parts = engine.open().expect("opened");
             parts.import(&whole.export(0..at).expect("inside")).expect("taken in");
             if at < tokens.len() {
@@ -431,7 +530,13 @@ mod tests {
                 let sampled = parts.sample(Sampling::GREEDY, 0);
                 prop_assert_eq!(whole.sample(Sampling::GREEDY, 0), sampled);
             }
-            prop_assert_eq!(whole.export(0..tokens.len()), parts.export(0..tokens.len()));
+            let computed = |session: &dyn Session| {
+                let numbers = session.export(0..tokens.len()).expect("inside");
+                let slots = slots_of(&numbers).expect("whole");
+                // Which pass it was is not what was computed.
+                slots.into_iter().map(|slot| (slot.token, slot.digest)).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(computed(&*whole), computed(&*parts));
             prop_assert_eq!(engine.wrong_blocks(), 0);
         }
 
@@ -442,6 +547,44 @@ mod tests {
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| engine.bytes_of(*token)).collect();
             prop_assert_eq!(String::from_utf8(bytes).expect("text"), text);
         }
+    }
+
+    /// What a session holds.
+    fn held(session: &mut dyn Session) -> (Vec<Slot>, Vec<usize>) {
+        let scripted = session.as_any().downcast_mut::<ScriptedSession>().expect("scripted");
+        (scripted.slots().to_vec(), scripted.ends().to_vec())
+    }
+
+    #[test]
+    fn a_session_tells_what_it_holds_and_who_computed_it() {
+        let engine = engine();
+        let tokens: Vec<Token> = (0..300).collect();
+        let mut source = filled(&engine, &tokens);
+        let mut session = engine.open().expect("opened");
+        session.import(&source.export(0..256).expect("inside")).expect("taken in");
+        session.prefill(&tokens[256..], &Cancel::default()).expect("taken in");
+        let (slots, ends) = held(&mut *session);
+        assert_eq!(ends, [256, 300]);
+        let found: Vec<Token> = slots.iter().map(|slot| slot.token).collect();
+        assert_eq!(found, tokens);
+        let passes: Vec<u32> = slots.iter().map(|slot| slot.pass).collect();
+        assert_eq!((passes[0], passes[255], passes[256], passes[299]), (0, 0, 2, 2));
+        let digests = |(slots, _): (Vec<Slot>, _)| -> Vec<u64> {
+            slots.iter().map(|slot| slot.digest).collect()
+        };
+        let fingerprint = engine.facts().fingerprint.clone();
+        let expected = recompute(&fingerprint, &tokens, &[256, 300]);
+        assert_eq!(digests(held(&mut *session)), expected);
+        assert_eq!(digests(held(&mut *source)), expected);
+        // What else it depends on: the model, the cuts, and whether a step brought it.
+        let other = ModelFingerprint { adapter: Some([0; 32]), ..fingerprint.clone() };
+        assert_ne!(recompute(&other, &tokens, &[256, 300]), expected);
+        assert_ne!(recompute(&fingerprint, &tokens, &[200, 300]), expected);
+        session.truncate(299);
+        session.step(299).expect("taken in");
+        assert_ne!(digests(held(&mut *session)), expected);
+        session.truncate(256);
+        assert_eq!(held(&mut *session).1, [256]);
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Replies over a scripted engine on paused time: the same with and without what is cached, in
 //! time, within bounds, and never from a block that is not theirs.
 
+mod segments;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use memcube_schemas::{
-    CubeId, MemoryId, TenantId,
+    CubeId, MemoryId, TenantId, Version,
     activation::BlockSource,
     limits::{INFERENCE_REQUESTS_MAX, REPLY_MS_DEFAULT},
 };
 
 use super::{
-    activation_cache::{CacheSettings, Contents, Forgotten, Prompt, Tier, chain::Chain},
+    activation_cache::{CacheSettings, Contents, Forgotten, Prompt, Sources, Tier, chain::Chain},
+    generate::LocalModel,
     scripted::{ScriptedCosts, ScriptedEngine},
     *,
 };
@@ -22,7 +25,7 @@ const TOKEN_BYTES: u64 = 256;
 
 struct World {
     engine: Arc<ScriptedEngine>,
-    inference: InferenceHandle,
+    inference: LocalModel,
     environment: Environment,
 }
 
@@ -37,8 +40,7 @@ impl World {
         let environment = Environment::scripted(7);
         let parts =
             InferenceParts { cache, ..InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>) };
-        let inference =
-            InferenceHandle::start(parts, None, environment.clone()).await.expect("started");
+        let inference = LocalModel::start(parts, None, environment.clone()).await.expect("started");
         Self { engine, inference, environment }
     }
 
@@ -163,6 +165,55 @@ async fn a_tenant_never_uses_what_another_has_cached_nor_waits_less_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_two_memories_share_goes_with_either() {
+    let settings = CacheSettings { device_bytes_max: 0, ..CacheSettings::default() };
+    let world = World::with(1 << 30, settings).await;
+    let ann = key("acme", "ann");
+    let of = |id: u64| {
+        let source = BlockSource { id: MemoryId::from_parts(1, u128::from(id)), revision: 1 };
+        Prompt { memories: vec![(0..600, source)], ..prompt(&tokens(1, 600)) }
+    };
+    for id in [1, 2] {
+        let request = world.request(&ann, of(id));
+        world.begin(&ann, request).expect("begun").collect().await.expect("answered");
+    }
+    let cache = world.inference.cache();
+    assert_eq!(cache.counts().1, 3);
+    let memories = [MemoryId::from_parts(1, 2)].into();
+    let forgotten = Forgotten { memories, ..Forgotten::default() };
+    cache.forget(&ann.tenant, &ann.cube, &forgotten, &[]);
+    assert_eq!(cache.counts().1, 0, "the second one used what the first one had computed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_of_a_cube_stays_if_nobody_else_had_it_meanwhile() {
+    let (first, other) = (Version(1), Version(9));
+    let table = [
+        // Which ownership row it was claimed in place of, and whether what was kept stays.
+        (Some(first), true),
+        (Some(other), false),
+        (None, false),
+    ];
+    for (former, stays) in table {
+        let world = World::new().await;
+        let (ann, bo) = (key("acme", "ann"), key("acme", "bo"));
+        let cache = world.inference.cache();
+        cache.claimed(&ann, None, first);
+        world.reply(&ann, &tokens(1, 300)).await;
+        world.reply(&bo, &tokens(2, 300)).await;
+        let mut lease = cache.lease(ann.clone());
+        let before = cache.counts();
+        cache.claimed(&ann, former, Version(10));
+        let gone = before.0 - cache.counts().0;
+        assert_eq!(gone, usize::from(!stays), "{former:?}");
+        assert_eq!(cache.narrow(&mut lease, Sources::default()), stays, "{former:?}");
+        let held = cache.holdings();
+        let is_of = |key: &CubeKey| held.iter().any(|holding| holding.cube == key.cube);
+        assert_eq!((is_of(&ann), is_of(&bo)), (stays, true), "{former:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_waits_goes_before_what_is_computed_ahead() {
     let world = World::new().await;
     let (ann, bo) = (key("acme", "ann"), key("acme", "bo"));
@@ -185,7 +236,8 @@ async fn whoever_waits_goes_before_what_is_computed_ahead() {
 #[tokio::test(start_paused = true)]
 async fn replies_at_the_same_time_share_steps_and_do_not_change_each_other() {
     let world = World::new().await;
-    let keys: Vec<CubeKey> = (0..8).map(|n| key("acme", &format!("c{n}"))).collect();
+    // So many that the longest of them takes but a part of the time.
+    let keys: Vec<CubeKey> = (0..16).map(|n| key("acme", &format!("c{n}"))).collect();
     let mut alone = Vec::new();
     let start_us = world.environment.monotonic_us();
     for (n, key) in keys.iter().enumerate() {
@@ -361,9 +413,9 @@ async fn what_is_forgotten_is_in_no_tier_and_nothing_keeps_it() {
     assert_eq!(cache.counts(), (0, 1), "what stands before it stays");
     assert_eq!(world.engine.bytes_used(), 0);
 
-    // Forgotten in the middle of a reply: it goes on, and nothing of it is kept.
+    // Forgotten while the last block is computed: it goes on, and nothing of it is kept.
     let stream = said(remembering(900, &[1, 2, 3]));
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
     cache.forget(&ann.tenant, &ann.cube, &ids(&[3]), &[]);
     let (_, finished) = stream.collect().await.expect("answered");
     assert!(finished.unstored.is_empty());
@@ -405,8 +457,7 @@ async fn the_planted_bug_of_a_foreign_block_is_noticed_by_the_engine() {
     let engine = Arc::new(ScriptedEngine::new(WINDOW, 1 << 30, ScriptedCosts::default()));
     let environment = Environment::scripted(7).with_defects([crate::defects::Defect::ForeignBlock]);
     let parts = InferenceParts::new(Arc::clone(&engine) as Arc<dyn Engine>);
-    let inference =
-        InferenceHandle::start(parts, None, environment.clone()).await.expect("started");
+    let inference = LocalModel::start(parts, None, environment.clone()).await.expect("started");
     let world = World { engine, inference, environment };
     world.reply(&key("acme", "ann"), &tokens(1, 600)).await;
     let (_, finished) = world.reply(&key("apex", "eve"), &tokens(2, 600)).await;

@@ -151,3 +151,53 @@ pub struct CreateCubeBody {
     #[serde(default)]
     pub cube_id: Option<String>,
 }
+
+/// `POST /product/chat/complete` and `/product/chat/stream`.
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ChatBody {
+    /// What the user says.
+    pub query: String,
+    /// The user; names the cube when nothing else does.
+    #[serde(default)]
+    pub user_id: Option<String>,
+    /// Deprecated name of the cube.
+    #[serde(default)]
+    pub mem_cube_id: Option<String>,
+    /// The cube to read; a chat has one.
+    #[serde(default)]
+    pub readable_cube_ids: Option<Vec<String>>,
+    /// The cube to write: the same.
+    #[serde(default)]
+    pub writable_cube_ids: Option<Vec<String>>,
+    /// What was said before: chat messages.
+    #[serde(default)]
+    pub history: Option<Value>,
+    /// Instructions for the model.
+    #[serde(default)]
+    pub system_prompt: Option<String>,
+    /// Memories that are looked for.
+    #[serde(default)]
+    pub top_k: Option<usize>,
+    /// Hits below it are left out; 0 switches the threshold off.
+    #[serde(default)]
+    pub relativity: Option<f32>,
+    /// Not supported yet: a chat that asks for it is refused rather than answered without it.
+    #[serde(default)]
+    pub filter: Option<Value>,
+    /// The conversation; if left out, a hash of how it began.
+    #[serde(default)]
+    pub session_id: Option<String>,
+    /// Tokens of the reply at the most.
+    #[serde(default)]
+    pub max_tokens: Option<usize>,
+    /// 0, the most likely token always, if left out.
+    #[serde(default)]
+    pub temperature: Option<f32>,
+    /// Only the likeliest tokens that together have this probability are considered.
+    #[serde(default)]
+    pub top_p: Option<f32>,
+    /// Whether the turn is remembered; yes if left out.
+    #[serde(default)]
+    pub add_message_on_answer: Option<bool>,
+}

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::openai::OpenAiError;
 use crate::{
     conversation::Role,
     ids::{ConversationId, CubeId, MemoryId, UserId, Version},
@@ -433,6 +434,9 @@ body! {
         /// When a retry makes sense, in milliseconds.
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
+        /// The same for OpenAI's clients, on the routes that they call.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<OpenAiError>,
     }
 }
 

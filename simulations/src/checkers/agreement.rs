@@ -66,9 +66,10 @@ impl Scan<'_> {
     }
 
     fn check_manifest(&mut self, case: &Case<'_>, name: &CubeName) {
-        let CubeRows { manifest, items, history, vectors, requests, ownership: _ } = self.rows;
+        let CubeRows { manifest, items, history, vectors, requests, blocks, ownership: _ } =
+            self.rows;
         let Some(manifest) = manifest else {
-            let left = items.len() + history.len() + vectors.len() + requests.len();
+            let left = items.len() + history.len() + vectors.len() + requests.len() + blocks.len();
             if left > 0 {
                 self.report(&format!("{left} rows are there without a manifest"));
             }

@@ -1,14 +1,14 @@
 //! Nothing refers to an object that is not there, and no object is there that nothing refers to.
 //!
-//! It holds the manifests that commits wrote against what happened in the bucket, millisecond by
-//! millisecond, and all rows at the end against all objects. It does not read the objects: whether
-//! a cube comes out of them as it went in, the others see.
+//! It holds the manifests and blocks that commits wrote against what happened in the bucket,
+//! millisecond by millisecond, and all rows at the end against all objects. It does not read the
+//! objects: whether a cube comes out of them as it went in, the others see.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use memcube_actors::storage::Mutation;
 use memcube_schemas::{
-    BlobId, TenantId,
+    BlobId, BlockKey, TenantId,
     blob::{BlobRecord, BlobState},
     codec::decode,
 };
@@ -32,6 +32,7 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
     let mut findings = Findings::of(NAME);
     let objects = Objects::read(case);
     check_manifests(case, &objects, &mut findings);
+    check_blocks(case, &objects, &mut findings);
     check_end(case, &objects, &mut findings);
     findings.into_violations()
 }
@@ -105,6 +106,32 @@ fn check_manifests(case: &Case<'_>, objects: &Objects, findings: &mut Findings) 
     }
 }
 
+/// From the commit that names a block until the one that no longer does, its object is there.
+fn check_blocks(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
+    let mut named: BTreeMap<(&CubeName, BlockKey), Named> = BTreeMap::new();
+    let mut ends = Vec::new();
+    for commit in &case.commits {
+        let at_ms = commit.record.at_ms;
+        for effect in &commit.effects {
+            let Change::KvBlock(key, block) = &effect.change else { continue };
+            let place = (&effect.cube, *key);
+            let before = match block {
+                Some(block) => named.insert(place, Named { blob: block.blob, from_ms: at_ms }),
+                None => named.remove(&place),
+            };
+            ends.extend(before.map(|before| (effect.cube.clone(), before, at_ms)));
+        }
+    }
+    let to_the_end = named.into_iter().map(|((cube, _), named)| (cube.clone(), named, u64::MAX));
+    for (cube, Named { blob, from_ms }, to_ms) in ends.into_iter().chain(to_the_end) {
+        let name = (cube.0.clone(), blob);
+        findings.expect(objects.is_there(&name, from_ms, to_ms), || {
+            let cube = title(&cube);
+            format!("{cube}: the object of a block named at {from_ms} ms was not there")
+        });
+    }
+}
+
 /// At the end, after a sweep: manifests, references, rows and objects are the same blobs.
 fn check_end(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
     let mut rows: BTreeMap<Name, BlobRecord> = BTreeMap::new();
@@ -120,18 +147,22 @@ fn check_end(case: &Case<'_>, objects: &Objects, findings: &mut Findings) {
             references.insert(((tenant.clone(), id), (tenant, cube)));
         }
     }
-    let named = |(cube, rows): (&CubeName, &super::case::CubeRows)| {
-        let snapshot = rows.manifest.as_ref()?.snapshot.as_ref()?;
-        Some(((cube.0.clone(), snapshot.blob), cube.clone()))
-    };
-    let named: BTreeSet<(Name, CubeName)> = case.cubes.iter().filter_map(named).collect();
+    let mut named: BTreeSet<(Name, CubeName)> = BTreeSet::new();
+    for (cube, rows) in &case.cubes {
+        let snapshot = rows.manifest.as_ref().and_then(|manifest| manifest.snapshot.as_ref());
+        let blobs = rows.blocks.values().map(|block| block.blob);
+        let blobs = blobs.chain(snapshot.map(|snapshot| snapshot.blob));
+        named.extend(blobs.map(|blob| ((cube.0.clone(), blob), cube.clone())));
+    }
     for (name, cube) in named.difference(&references) {
         let (cube, blob) = (title(cube), name.1);
-        findings.report(format!("{cube}: no reference holds its snapshot {blob}"));
+        findings.report(format!("{cube}: no reference holds its snapshot or block {blob}"));
     }
     for (name, cube) in references.difference(&named) {
         let (cube, blob) = (title(cube), name.1);
-        findings.report(format!("{cube}: a reference holds {blob}, which is not its snapshot"));
+        findings.report(format!(
+            "{cube}: a reference holds {blob}, which is neither its snapshot nor a block"
+        ));
     }
     for (name, _) in &named {
         let (row, bytes, blob) = (rows.get(name), objects.bytes(name), name.1);
@@ -250,7 +281,7 @@ mod tests {
         let is_manifest = |key: &RowKey| matches!(key, RowKey::Manifest { .. });
         expect(of_kind(is_row), "and its row is None");
         expect(of_kind(is_reference), "no reference holds");
-        expect(of_kind(is_manifest), "which is not its snapshot");
+        expect(of_kind(is_manifest), "which is neither its snapshot nor a block");
         expect(of_kind(is_manifest), "and its object is still there");
         expect(of_kind(is_manifest), "and its row is still there");
         expect(|evidence| evidence.objects.clear(), "was not there");

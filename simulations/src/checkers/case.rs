@@ -13,7 +13,8 @@ use std::{
 
 use memcube_actors::storage::{Check, Mutation, counter_after_add};
 use memcube_schemas::{
-    CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
+    BlockKey, ConversationId, CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
+    activation::{ContextRecord, KvBlock},
     codec::{DecodeError, decode},
     cube::{CubeManifest, Ownership, RequestRecord},
     feed::FeedRecord,
@@ -69,6 +70,8 @@ pub(super) enum Change {
     Ownership(Option<Ownership>),
     Manifest(Option<CubeManifest>),
     Item(MemoryId, Option<Rc<MarkedItem>>),
+    KvBlock(BlockKey, Option<Box<KvBlock>>),
+    Context(ConversationId, Option<Box<ContextRecord>>),
     /// A former version of an item was written or removed.
     History(MemoryId, u32, bool),
     /// A vector or the outcome of a request was written or removed, or a row that was not there was
@@ -118,6 +121,7 @@ pub(super) struct CubeRows {
     pub(super) history: BTreeMap<(MemoryId, u32), MemoryRevision>,
     pub(super) vectors: BTreeMap<(ModelId, MemoryId), MemoryVector>,
     pub(super) requests: BTreeMap<RequestId, RequestRecord>,
+    pub(super) blocks: BTreeMap<BlockKey, KvBlock>,
 }
 
 /// A row of the event feed.
@@ -204,6 +208,14 @@ impl<'a> Case<'a> {
             RowKey::Request { tenant, cube, request } => {
                 let record = decode(value)?;
                 self.cube(tenant, cube).requests.insert(request, record);
+            }
+            RowKey::KvBlock { tenant, cube, block } => {
+                let row = decode(value)?;
+                self.cube(tenant, cube).blocks.insert(block, row);
+            }
+            RowKey::Context { tenant, cube, .. } => {
+                decode::<ContextRecord>(value)?;
+                self.cube(tenant, cube);
             }
             // Read with its commit; one that no commit explains is an oddity.
             RowKey::Feed { .. } => {
@@ -335,6 +347,12 @@ fn written(key: RowKey, value: &[u8]) -> Result<Option<Effect>, DecodeError> {
             let item = Rc::new(MarkedItem::new(decode(value)?));
             ((tenant, cube), Change::Item(id, Some(item)))
         }
+        RowKey::KvBlock { tenant, cube, block } => {
+            ((tenant, cube), Change::KvBlock(block, Some(Box::new(decode(value)?))))
+        }
+        RowKey::Context { tenant, cube, conversation } => {
+            ((tenant, cube), Change::Context(conversation, Some(Box::new(decode(value)?))))
+        }
         RowKey::History { tenant, cube, id, revision } => {
             ((tenant, cube), Change::History(id, revision, true))
         }
@@ -361,6 +379,10 @@ fn removed(key: RowKey, was_there: bool) -> Option<Effect> {
         RowKey::Manifest { tenant, cube } => ((tenant, cube), Change::Manifest(None)),
         RowKey::Ownership { tenant, cube } => ((tenant, cube), Change::Ownership(None)),
         RowKey::Item { tenant, cube, id } => ((tenant, cube), Change::Item(id, None)),
+        RowKey::KvBlock { tenant, cube, block } => ((tenant, cube), Change::KvBlock(block, None)),
+        RowKey::Context { tenant, cube, conversation } => {
+            ((tenant, cube), Change::Context(conversation, None))
+        }
         RowKey::History { tenant, cube, id, revision } => {
             ((tenant, cube), Change::History(id, revision, false))
         }

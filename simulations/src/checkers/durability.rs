@@ -4,7 +4,7 @@
 //! It compares the rows at the end with the reference model, which knows what callers were told and
 //! nothing else. An item that any caller was shown counts as acknowledged. It cannot see what was
 //! wrong in between and righted later, nor whether an operation without an answer happened: there
-//! both are right. It knows no call that erases a cube.
+//! both are right. It says nothing of cubes that were ever erased.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,8 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
     let references = reference(&case.evidence.history);
     let (nothing, nobody) = (CubeRows::default(), ReferenceCube::default());
     let names: BTreeSet<_> = references.keys().chain(case.cubes.keys()).collect();
-    for name in names {
+    let is_erased = |name| case.timelines.get(name).is_some_and(|timeline| timeline.is_erased);
+    for name in names.into_iter().filter(|name| !is_erased(*name)) {
         let mut cube = Comparison {
             title: title(name),
             reference: references.get(name).unwrap_or(&nobody),

@@ -140,6 +140,8 @@ fn due(commit: &ReadCommit<'_>, cube: &CubeName, held: &mut Held) -> Option<Done
                     | Change::Ownership(_)
                     | Change::Manifest(_)
                     | Change::Item(..)
+                    | Change::KvBlock(..)
+                    | Change::Context(..)
                     | Change::Other
                     | Change::Feed(..) => false,
                 };
@@ -147,7 +149,12 @@ fn due(commit: &ReadCommit<'_>, cube: &CubeName, held: &mut Held) -> Option<Done
                 let what = if is_kept { ItemChange::Deleted } else { ItemChange::Purged };
                 items.push((*id, what, revision));
             }
-            Change::Ownership(_) | Change::History(..) | Change::Other | Change::Feed(..) => {}
+            Change::Ownership(_)
+            | Change::History(..)
+            | Change::KvBlock(..)
+            | Change::Context(..)
+            | Change::Other
+            | Change::Feed(..) => {}
         }
     }
     if !writes_manifest && items.is_empty() {
@@ -182,6 +189,8 @@ fn told<'a>(commit: &'a ReadCommit<'_>, cube: &'a CubeName) -> Vec<&'a FeedRecor
         | Change::Manifest(_)
         | Change::Item(..)
         | Change::History(..)
+        | Change::KvBlock(..)
+        | Change::Context(..)
         | Change::Other => None,
     };
     commit.changes(cube).filter_map(record).collect()

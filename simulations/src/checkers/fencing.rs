@@ -59,6 +59,8 @@ impl Part<'_> {
                 Change::Manifest(_)
                 | Change::Item(..)
                 | Change::History(..)
+                | Change::KvBlock(..)
+                | Change::Context(..)
                 | Change::Other
                 | Change::Feed(..) => writes_rows = true,
             }

@@ -4,6 +4,7 @@
 //! purpose: some know only what callers were told, some only what the store holds, and a bug that
 //! fools one kind is plain to the other.
 
+mod activation;
 mod agreement;
 mod blobs;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 13] = [
+pub(crate) const NAMES: [&str; 14] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
@@ -41,6 +42,7 @@ pub(crate) const NAMES: [&str; 13] = [
     event_log::NAME,
     feed::NAME,
     blobs::NAME,
+    activation::NAME,
     liveness::NAME,
     queues::NAME,
     once::NAME,
@@ -77,6 +79,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(event_log::check(&case));
     violations.extend(feed::check(&case));
     violations.extend(blobs::check(&case));
+    violations.extend(activation::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
     violations.extend(once::check(&case));

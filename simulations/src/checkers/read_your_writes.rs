@@ -39,7 +39,7 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
         }
         for (client, own) in by_client {
             let title = format!("{}: client {client}", title(&cube));
-            let mut view = View { title, excuses: &excuses, findings: &mut findings };
+            let mut view = View { title, excuses: &excuses, is_erased, findings: &mut findings };
             view.check_writes(&own);
             // A cube that is made anew begins at version 0 again.
             if !is_erased {
@@ -90,6 +90,8 @@ fn excuses(operations: &[&Operation]) -> BTreeMap<MemoryId, Excuse> {
 struct View<'a> {
     title: String,
     excuses: &'a BTreeMap<MemoryId, Excuse>,
+    /// Whether the cube was ever deleted, with everything in it.
+    is_erased: bool,
     findings: &'a mut Findings,
 }
 
@@ -127,7 +129,7 @@ impl View<'_> {
 
     fn check_added(&mut self, id: MemoryId, marker: &str, read: &Answer<'_>) {
         let excuse = self.excuses.get(&id).copied().unwrap_or(NO_EXCUSE);
-        if excuse.deleted < read.returned {
+        if self.is_erased || excuse.deleted < read.returned {
             return;
         }
         let is_updated = excuse.updated < read.returned;

@@ -52,7 +52,12 @@ impl Timeline {
     fn extend(&mut self, index: usize, commit: &ReadCommit<'_>, cube: &CubeName) {
         let matters = |change: &Change| match change {
             Change::Manifest(_) | Change::Item(..) => true,
-            Change::Ownership(_) | Change::History(..) | Change::Other | Change::Feed(..) => false,
+            Change::Ownership(_)
+            | Change::KvBlock(..)
+            | Change::Context(..)
+            | Change::History(..)
+            | Change::Other
+            | Change::Feed(..) => false,
         };
         if !commit.changes(cube).any(matters) {
             return;
@@ -75,7 +80,12 @@ impl Timeline {
                 Change::Item(id, None) => {
                     items.remove(id);
                 }
-                Change::Ownership(_) | Change::History(..) | Change::Other | Change::Feed(..) => {}
+                Change::Ownership(_)
+                | Change::History(..)
+                | Change::KvBlock(..)
+                | Change::Context(..)
+                | Change::Other
+                | Change::Feed(..) => {}
             }
         }
         if let Some(version) = version {

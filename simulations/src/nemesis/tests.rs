@@ -118,7 +118,9 @@ fn intensities_are_a_swarm_within_their_bounds() {
         assert!((140..=260).contains(&drawn.len()), "{class:?}: {}", drawn.len());
         let (low, high) = match class.as_str() {
             "jitter" => (1_000, 1_000),
-            "cube-panic" | "hydrate-panic" | "fdb-recovery" | "fdb-slow-version" => (1, 8),
+            "model-change" | "disk-lost" => (200, 799),
+            "cube-panic" | "hydrate-panic" | "device-panic" | "fdb-recovery"
+            | "fdb-slow-version" => (1, 8),
             _ => (2, 80),
         };
         assert!(drawn.iter().all(|value| (low..=high).contains(value)), "{class:?}");

@@ -17,6 +17,7 @@ pub(super) fn draw(dice: Dice, plan: &mut Plan) {
         .map(|(cube, number)| Script {
             tenant: "acme".to_owned(),
             cube: cube.to_owned(),
+            voice: None,
             steps: steps(dice.fork("caller", number), plan.seconds, &HABITS),
         })
         .collect();

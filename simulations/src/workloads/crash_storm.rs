@@ -24,6 +24,7 @@ pub(super) fn draw(dice: Dice, plan: &mut Plan) {
         plan.scripts.push(Script {
             tenant: "acme".to_owned(),
             cube: cube.to_owned(),
+            voice: None,
             steps: steps(dice.fork("caller", number), plan.seconds, &HABITS),
         });
     }

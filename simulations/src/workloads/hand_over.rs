@@ -17,12 +17,18 @@ pub(super) fn draw(dice: Dice, plan: &mut Plan) {
         plan.scripts.push(Script {
             tenant: "acme".to_owned(),
             cube: cube.to_owned(),
+            voice: None,
             steps: steps(dice.fork("caller", number), plan.seconds, &HABITS),
         });
     }
     for (cube, number) in ["ann", "bo"].into_iter().zip(0..) {
         let steps = moves(dice.fork("mover", number), plan);
-        plan.scripts.push(Script { tenant: "acme".to_owned(), cube: cube.to_owned(), steps });
+        plan.scripts.push(Script {
+            tenant: "acme".to_owned(),
+            cube: cube.to_owned(),
+            voice: None,
+            steps,
+        });
     }
 }
 

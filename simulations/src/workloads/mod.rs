@@ -2,6 +2,7 @@
 //! says everything else.
 
 mod assistant;
+mod chat;
 mod crash_storm;
 mod hand_over;
 mod tenant_search;
@@ -52,6 +53,11 @@ pub const CATALOGUE: &[Workload] = &[
         about: "searches over all cubes of a tenant, whose vector tables lag behind and fail",
         draw: tenant_search::draw,
     },
+    Workload {
+        name: "chat",
+        about: "chats over cached contexts whose memories change and go, on devices that fail",
+        draw: chat::draw,
+    },
 ];
 
 /// Draws the plan of a seed over a kind of state store. The faults alone differ with the kind.
@@ -69,6 +75,7 @@ pub fn plan(scenario: &str, seed: u64, store: StoreKind) -> Result<Plan> {
     plan.store = store;
     plan.faults = nemesis::draw_faults(dice.fork("faults", 0), store);
     (workload.draw)(dice, &mut plan);
+    plan.faults.retain(|class, _| plan.models || !class.needs_models());
     let mut events = nemesis::draw_events(dice.fork("events", 0), plan.nodes, plan.seconds);
     plan.events.append(&mut events);
     plan.events.sort_by_key(|event| event.at_ms);
@@ -151,7 +158,7 @@ mod tests {
         }
         let unknown = plan("asistant", 1, StoreKind::InMemory).expect_err("refused").to_string();
         assert!(
-            unknown.contains("assistant, tenants, hand_over, crash_storm, tenant_search"),
+            unknown.contains("assistant, tenants, hand_over, crash_storm, tenant_search, chat"),
             "{unknown}"
         );
     }

@@ -37,7 +37,7 @@ pub(super) fn draw(dice: Dice, plan: &mut Plan) {
                     step.action = Action::SearchTenant { pick };
                 }
             }
-            Script { tenant: tenant.to_owned(), cube: cube.to_owned(), steps }
+            Script { tenant: tenant.to_owned(), cube: cube.to_owned(), voice: None, steps }
         })
         .collect();
 }

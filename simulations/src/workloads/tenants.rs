@@ -23,6 +23,7 @@ pub(super) fn draw(dice: Dice, plan: &mut Plan) {
         .map(|((tenant, habits), number)| Script {
             tenant: tenant.to_owned(),
             cube: "me".to_owned(),
+            voice: None,
             steps: steps(dice.fork("caller", number), plan.seconds, habits),
         })
         .collect();

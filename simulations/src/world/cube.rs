@@ -191,12 +191,24 @@ impl Cube {
         operation: u64,
     ) -> Result<MemoryItem, CallError> {
         let marker = marker_of(text).unwrap_or_default();
+        let text = Some(text.to_owned());
+        let request = UpdateRequest { text, expected_revision, ..UpdateRequest::default() };
+        self.change_as(id, marker, request, operation).await
+    }
+
+    /// Changes an item, whose marker is this one afterwards.
+    pub(super) async fn change_as(
+        &self,
+        id: MemoryId,
+        marker: String,
+        request: UpdateRequest,
+        operation: u64,
+    ) -> Result<MemoryItem, CallError> {
+        let expected_revision = request.expected_revision;
         let number = self.invoke(Call::Update { id, marker, expected_revision });
-        let text = text.to_owned();
         let updated = self
             .call(operation, false, move |cube| {
-                let text = Some(text.clone());
-                let request = UpdateRequest { text, expected_revision, ..UpdateRequest::default() };
+                let request = request.clone();
                 Box::pin(async move { cube.update(id, request).await })
             })
             .await;
@@ -317,7 +329,7 @@ impl Cube {
         futures_util::future::join_all(asked).await;
     }
 
-    async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         &self,
         operation: u64,
         may_be_repeated: bool,

@@ -4,6 +4,7 @@
 //! everything is healed, and the cluster has to come back by itself, hold everything that was
 //! acknowledged, and come to rest. Then the checkers judge.
 
+mod chat;
 mod client;
 mod cube;
 mod follow;
@@ -36,7 +37,8 @@ use crate::{
     checkers,
     conditions::Conditions,
     dice::Dice,
-    evidence::{FeedStretch, QueueSample, Violation},
+    engine::Witness,
+    evidence::{ChatRecord, FeedStretch, QueueSample, Residents, Violation},
     history::{Call, History, Moment, Outcome},
     nemesis::{self, Hooks},
     network::{Network, node_name},
@@ -68,6 +70,9 @@ pub(crate) struct Inner {
     pub(crate) network: Network,
     pub(crate) store: SimStore,
     pub(crate) blobs: SimBlobs,
+    /// The local disks of the nodes.
+    disks: Mutex<BTreeMap<u32, SimBlobs>>,
+    witness: Arc<Witness>,
     vectors: SimVectors,
     nodes: Mutex<BTreeMap<u32, NodeSlot>>,
     history: Mutex<History>,
@@ -80,6 +85,9 @@ pub(crate) struct Inner {
     lives: Mutex<BTreeMap<Incarnation, (NodeId, u64)>>,
     violations: Mutex<Vec<Violation>>,
     queues: Mutex<Vec<QueueSample>>,
+    residents: Mutex<Vec<Residents>>,
+    chats: Mutex<Vec<ChatRecord>>,
+    erased: Mutex<Vec<(TenantId, CubeId, Moment)>>,
     followed: Mutex<BTreeMap<TenantId, Vec<FeedStretch>>>,
     consumed: Mutex<BTreeMap<(TenantId, u16), Vec<FeedStretch>>>,
 }
@@ -224,6 +232,8 @@ impl Inner {
             network,
             store,
             blobs,
+            disks: Mutex::default(),
+            witness: Arc::default(),
             vectors,
             nodes: Mutex::default(),
             history: Mutex::default(),
@@ -235,6 +245,9 @@ impl Inner {
             lives: Mutex::default(),
             violations: Mutex::default(),
             queues: Mutex::default(),
+            residents: Mutex::default(),
+            chats: Mutex::default(),
+            erased: Mutex::default(),
             followed: Mutex::default(),
             consumed: Mutex::default(),
         })
@@ -337,6 +350,9 @@ impl Inner {
         let at_ms = self.conditions.now_ms();
         let mut samples = Vec::new();
         for (node, running) in self.all_running() {
+            if let Some(residents) = running.residents(node, at_ms, at_rest) {
+                self.residents.lock().expect("invariant: no panic meanwhile").push(residents);
+            }
             for queue in running.cubes.queues() {
                 // Only what could be wrong is kept.
                 if queue.depth == 0 && !at_rest {
@@ -378,6 +394,8 @@ impl Inner {
         };
         let operations = evidence.history.operations();
         let acknowledged = operations.iter().filter(|done| is_success(&done.outcome)).count();
+        let chats = &evidence.chats;
+        let answered = chats.iter().filter(|chat| chat.heard.is_some()).count();
         let (trace_hash, events, trace) = self.conditions.finish_trace();
         Report {
             scenario: self.plan.scenario.clone(),
@@ -386,8 +404,8 @@ impl Inner {
             events,
             trace,
             simulated_ms: self.conditions.now_ms(),
-            operations: operations.len() as u64,
-            acknowledged: acknowledged as u64,
+            operations: (operations.len() + chats.len()) as u64,
+            acknowledged: (acknowledged + answered) as u64,
             faults: self.conditions.faults(),
             reached: self.conditions.reached(),
             violations,

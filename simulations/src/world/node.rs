@@ -14,6 +14,7 @@ use memcube_actors::{
     embedder::EmbedderHandle,
     environment::{Environment, Faults, SeededEntropy, Spawner},
     housekeeper::HouseRules,
+    inference::{Engine, InferenceParts, activation_cache::CacheSettings, scripted::ScriptedCosts},
     storage::blobs::Plain,
     vectors::{VectorParts, VectorSettings},
 };
@@ -21,10 +22,12 @@ use memcube_schemas::{Incarnation, NodeId};
 use tokio::time::timeout;
 
 use crate::{
+    blobs::SimBlobs,
     clock::NodeClock,
     conditions::{Conditions, Place},
     device::FaultyEmbedder,
-    evidence::Violation,
+    engine::{FaultyEngine, Shape},
+    evidence::{Residents, Violation},
     network::node_name,
     panics,
     plan::FaultClass,
@@ -36,11 +39,39 @@ use crate::{
 /// How long a node may take to stop in order: longer than any call that it still serves.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What is added to the number of a life, so that its draws are those of no object.
+const DISK: u64 = 1 << 62;
+
 /// A node that runs.
 pub(crate) struct RunningNode {
     pub(crate) cubes: Cubes,
     pub(crate) spawner: Arc<NodeSpawner>,
     pub(crate) life: u64,
+    model: Option<Model>,
+}
+
+/// The language model of a node.
+struct Model {
+    engine: Arc<FaultyEngine>,
+    cache: CacheSettings,
+}
+
+impl RunningNode {
+    /// How much the node's language model holds, if it has one.
+    pub(super) fn residents(&self, node: u32, at_ms: u64, at_rest: bool) -> Option<Residents> {
+        let (model, inference) = (self.model.as_ref()?, self.cubes.inference()?);
+        let (parked, ram) = inference.cache().bytes();
+        Some(Residents {
+            node: NodeId::new(node_name(node)).expect("invariant: node names are valid"),
+            at_ms,
+            parked: (parked, model.cache.device_bytes_max),
+            ram: (ram, model.cache.ram_bytes_max),
+            open: model.engine.bytes_used(),
+            at_rest,
+            incarnation: self.cubes.view().incarnation,
+            holdings: if at_rest { inference.cache().holdings() } else { Vec::new() },
+        })
+    }
 }
 
 /// What is left of a node between two lives.
@@ -72,12 +103,12 @@ impl Inner {
         self.conditions.note(&node_name(node), "boot", format_args!("life {life}"));
         let started = self.start_cubes(node, life, Arc::clone(&spawner)).await;
         match started {
-            Ok(cubes) if self.conditions.is_current(node, life) => {
-                let running = RunningNode { cubes, spawner, life };
+            Ok((cubes, model)) if self.conditions.is_current(node, life) => {
+                let running = RunningNode { cubes, spawner, life, model };
                 self.nodes().entry(node).or_default().running = Some(Arc::new(running));
                 self.conditions.note(&node_name(node), "serving", format_args!("life {life}"));
             }
-            Ok(cubes) => cubes.kill(),
+            Ok((cubes, _)) => cubes.kill(),
             Err(error) => {
                 self.conditions.note(&node_name(node), "boot failed", &error);
             }
@@ -89,7 +120,7 @@ impl Inner {
         node: u32,
         life: u64,
         spawner: Arc<NodeSpawner>,
-    ) -> memcube_actors::Result<Cubes> {
+    ) -> memcube_actors::Result<(Cubes, Option<Model>)> {
         let conditions = &self.conditions;
         let seed = self.dice.fork("entropy", u64::from(node)).draw("life", life);
         let points = Points {
@@ -150,8 +181,65 @@ impl Inner {
         })
         .await?;
         let _ = cubes.set(started.clone());
+        let model = self.start_model(node, &started).await?;
         started.keep_house(self.house_rules(), Vec::new()).await?;
-        Ok(started)
+        Ok((started, model))
+    }
+
+    /// Starts the language model of a node, if nodes have one. Its tiers are small, so that things
+    /// have to go.
+    async fn start_model(&self, node: u32, cubes: &Cubes) -> memcube_actors::Result<Option<Model>> {
+        if !self.plan.models {
+            return Ok(None);
+        }
+        let dice = self.dice.fork("model", 0);
+        let draw = |what: &str, low: u64, high: u64| low + dice.below(what, 0, high - low + 1);
+        let costs = ScriptedCosts {
+            prefill_us: draw("prefill", 50, 1_500),
+            step_us: draw("step", 2_000, 40_000),
+            ..ScriptedCosts::default()
+        };
+        let shape = Shape {
+            window_tokens: usize::try_from(draw("window", 1_000, 4_096)).unwrap_or(4_096),
+            device_bytes_max: draw("device", 1 << 20, 8 << 20),
+            costs,
+        };
+        let ram_bytes_max = draw("ram", 1 << 18, 8 << 20);
+        let device_bytes_max = draw("parked", 0, 2 << 20);
+        let cache = CacheSettings {
+            ram_bytes_max,
+            tenant_ram_bytes_max: ram_bytes_max / draw("ram share", 1, 2),
+            device_bytes_max,
+            tenant_device_bytes_max: device_bytes_max / draw("parked share", 1, 2),
+            cold_in_8_bits: dice.chance("8 bits", 0, 150),
+        };
+        let witness = Arc::clone(&self.witness);
+        let engine = Arc::new(FaultyEngine::new(self.conditions.clone(), node, shape, witness));
+        let disk = dice.chance("disk", 0, 500).then(|| self.disk_of(node));
+        let parts = InferenceParts {
+            engine: Arc::clone(&engine) as Arc<dyn Engine>,
+            cache,
+            disk: disk.map(|disk| (disk, draw("disk bytes", 1 << 18, 16 << 20))),
+            objects_are_local: dice.chance("local", 0, 200),
+            segment_repair_tokens: None,
+        };
+        cubes.serve_model(parts).await?;
+        Ok(Some(Model { engine, cache }))
+    }
+
+    /// The local disk of a node as its present life sees it: what former lives left there, unless
+    /// it was lost.
+    fn disk_of(&self, node: u32) -> Arc<dyn object_store::ObjectStore> {
+        let life = self.conditions.life(node);
+        let occasion = self.conditions.occasion(Place::Blobs { node }, life | DISK);
+        let is_lost = self.conditions.strikes(FaultClass::DiskLost, occasion);
+        let mut disks = self.disks.lock().expect("invariant: nothing panics meanwhile");
+        let fresh = || SimBlobs::new(self.conditions.clone());
+        let disk = disks.entry(node).or_insert_with(fresh);
+        if is_lost {
+            *disk = fresh();
+        }
+        Arc::new(disk.handle(node, life))
     }
 
     /// For how long feeds are kept in this world: in every other one for so short a time that

@@ -1,16 +1,20 @@
 //! Plays the scripts of a plan: one caller each.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use memcube_actors::cube::AddRequest;
+use memcube_actors::cube::{AddRequest, ChatTurn};
 use memcube_schemas::{
-    ConversationId, CubeId, MemoryId,
+    CubeId, MemoryId,
     conversation::{Message, Role},
+    memory::MemoryStatus,
 };
 
-use super::{CallError, Cube, Inner};
+use super::{
+    CallError, Cube, Inner,
+    chat::{Said, conversation, instructions},
+};
 use crate::{
-    marker::{marker, marker_of, text},
+    marker::{marker, marker_of, shared_text, text},
     plan::{Action, Script, Step},
 };
 
@@ -18,17 +22,23 @@ use crate::{
 const MAKE_TRIES: usize = 4;
 
 /// An item that a caller knows of.
-struct Known {
-    id: MemoryId,
-    marker: String,
-    revision: u32,
+pub(super) struct Known {
+    pub(super) id: MemoryId,
+    pub(super) marker: String,
+    pub(super) revision: u32,
+    pub(super) is_frozen: bool,
 }
 
-struct Player {
-    cube: Cube,
-    client: u32,
-    tenant: String,
-    known: Vec<Known>,
+pub(super) struct Player {
+    pub(super) world: Arc<Inner>,
+    pub(super) cube: Cube,
+    pub(super) client: u32,
+    pub(super) tenant: String,
+    /// Under which number it says what does not tell whose it is.
+    pub(super) voice: Option<u32>,
+    pub(super) known: Vec<Known>,
+    /// What was said in its conversations.
+    pub(super) talks: BTreeMap<u32, Vec<ChatTurn>>,
 }
 
 /// Plays all scripts at the same time, until the last one ends.
@@ -57,9 +67,17 @@ pub(super) async fn play_all(world: Arc<Inner>) -> anyhow::Result<()> {
 }
 
 async fn play(world: Arc<Inner>, client: u32, script: Script) -> anyhow::Result<()> {
-    let Script { tenant, cube, steps } = script;
+    let Script { tenant, cube, voice, steps } = script;
     let cube = world.client(client, &tenant)?.cube(CubeId::new(cube)?);
-    let mut player = Player { cube, client, tenant, known: Vec::new() };
+    let mut player = Player {
+        world: Arc::clone(&world),
+        cube,
+        client,
+        tenant,
+        voice,
+        known: Vec::new(),
+        talks: BTreeMap::new(),
+    };
     let end_ms = u64::from(world.plan.seconds) * 1_000;
     for step in steps {
         tokio::time::sleep(Duration::from_millis(step.think_ms)).await;
@@ -106,6 +124,7 @@ impl Player {
                         id: item.id,
                         marker: marker_of(&item.text).unwrap_or_default(),
                         revision: item.revision,
+                        is_frozen: item.status == MemoryStatus::Frozen,
                     });
                     self.known = known.collect();
                 }
@@ -115,18 +134,34 @@ impl Player {
                 let _ = self.cube.hand_over_as(to, operation).await;
             }
             Action::Burst { count } => self.cube.burst(count, operation).await,
+            Action::Chat { scene, topic, preamble, recalls, leaves_after } => {
+                let question = format!("what about topic{topic}?");
+                let said =
+                    Said { preamble: instructions(preamble), question, recalls, leaves_after };
+                self.chat(operation, step.id, scene, said).await;
+            }
+            Action::Preload { scene, pick } => self.preload(operation, scene, pick).await,
+            Action::Freeze { pick } => self.freeze(operation, pick).await,
+            Action::Erase => self.erase(operation).await,
         }
     }
 
-    fn picked(&self, pick: u64) -> Option<&Known> {
+    pub(super) fn picked(&self, pick: u64) -> Option<&Known> {
         let count = self.known.len() as u64;
         let place = usize::try_from(pick.checked_rem(count)?).ok()?;
         self.known.get(place)
     }
 
+    fn text(&self, marker: &str, topic: u32) -> String {
+        match self.voice {
+            Some(_) => shared_text(marker, topic),
+            None => text(&self.tenant, marker, topic),
+        }
+    }
+
     async fn add(&mut self, operation: u64, number: u64, topic: u32, scene: u32) {
-        let marker = marker(self.client, number);
-        let text = text(&self.tenant, &marker, topic);
+        let marker = marker(self.voice.unwrap_or(self.client), number);
+        let text = self.text(&marker, topic);
         let message = Message {
             role: Role::User,
             speaker: None,
@@ -136,25 +171,26 @@ impl Player {
         };
         let request = AddRequest {
             messages: vec![message],
-            conversation: ConversationId::new(format!("scene {scene}")).ok(),
+            conversation: conversation(scene),
             ..AddRequest::default()
         };
         if let Ok(id) = self.cube.add_as(request, operation, &text).await {
-            self.known.push(Known { id, marker, revision: 1 });
+            self.known.push(Known { id, marker, revision: 1, is_frozen: false });
         }
     }
 
     async fn update(&mut self, operation: u64, number: u64, pick: u64) {
         let Some(known) = self.picked(pick) else { return };
         let (id, revision) = (known.id, known.revision);
-        let marker = marker(self.client, number);
-        let text = text(&self.tenant, &marker, 0);
+        let marker = marker(self.voice.unwrap_or(self.client), number);
+        let text = self.text(&marker, 0);
         // Two of three callers care what they overwrite.
         let expected = (!pick.is_multiple_of(3)).then_some(revision);
         match self.cube.update_as(id, &text, expected, operation).await {
             Ok(item) => {
                 self.known.retain(|known| known.id != id);
-                self.known.push(Known { id, marker, revision: item.revision });
+                let is_frozen = item.status == MemoryStatus::Frozen;
+                self.known.push(Known { id, marker, revision: item.revision, is_frozen });
             }
             Err(CallError::Refused(_)) => self.known.retain(|known| known.id != id),
             Err(CallError::Unreachable(_) | CallError::Unknown(_)) => {}

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long a probe is tried: longer than the checker allows, so that it says by how much.
-const PROBE_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long after the heal late commits and dead owners are waited for.
 const SETTLE_STEP: Duration = Duration::from_millis(500);
 const SETTLE_STEPS_MAX: u32 = 40;
@@ -51,6 +51,7 @@ impl Inner {
         let served = self.serve_all().await;
         let (commits, rows) = self.store.close_the_books().await;
         let objects = self.blobs.events();
+        let contents = if self.plan.models { self.blobs.contents().await } else { BTreeMap::new() };
         Evidence {
             history: std::mem::take(&mut *self.history()),
             commits,
@@ -62,6 +63,13 @@ impl Inner {
                 &mut *self.queues.lock().expect("invariant: no panic meanwhile"),
             ),
             probes,
+            chats: std::mem::take(&mut *self.chats()),
+            erased: std::mem::take(&mut *self.erased()),
+            readings: self.witness.take(),
+            residents: std::mem::take(
+                &mut *self.residents.lock().expect("invariant: no panic meanwhile"),
+            ),
+            contents,
             followed: std::mem::take(&mut *self.followed()),
             consumed: std::mem::take(&mut *self.consumed()),
         }
@@ -71,6 +79,7 @@ impl Inner {
     /// operator's, who releases what the injected panics have put into quarantine.
     async fn probe_all(self: &Arc<Self>) -> Vec<Probe> {
         let mut probes = Vec::new();
+        self.make_erased().await;
         for (tenant, cube) in self.known_cubes() {
             let context = TenantContext::authenticated(tenant.clone(), "operator");
             for (_, running) in self.all_running() {
@@ -95,6 +104,9 @@ impl Inner {
             let what = format!("list at node-{node}");
             let (tenant, cube) = (tenant.clone(), cube.clone());
             probes.push(Probe { tenant, cube, what, took_ms, error });
+        }
+        if self.plan.models {
+            probes.extend(self.probe_models(tenant, cube).await);
         }
         // And a change, which the checkers then look for like for any other.
         let start = Instant::now();
@@ -214,6 +226,6 @@ async fn serve(running: &RunningNode, tenant: &TenantId, cube: &CubeId) -> Optio
     Some(ServedCube { items, version, found })
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

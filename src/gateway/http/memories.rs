@@ -96,7 +96,8 @@ fn add_request(body: AddMemoriesRequest, request: Option<IdempotencyKey>) -> Add
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Failure> {
+/// The caller's name for a request, if it gives one.
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Failure> {
     let Some(header) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     let text = header.to_str().map_err(|_| Failure::invalid("`Idempotency-Key` is not ASCII"))?;
     IdempotencyKey::new(text).map(Some).map_err(|error| Failure::invalid(error.to_string()))

@@ -10,6 +10,7 @@ pub(crate) mod search;
 pub(crate) mod vectors;
 mod views;
 
+pub(crate) use memories::idempotency_key;
 pub(crate) use views::rfc3339;
 
 use axum::{

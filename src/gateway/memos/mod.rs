@@ -3,6 +3,7 @@
 //! Read off MemOS v2.0.31. Sentences such as `Memory added successfully` are compared literally by
 //! its clients. An item of a cube appears there as a memory with metadata.
 
+pub(crate) mod chat;
 mod messages;
 mod views;
 
@@ -48,6 +49,8 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/product/delete_memory", post(delete_memory))
         .route("/product/create_cube", post(create_cube))
         .route("/product/scheduler/status", get(scheduler_status))
+        .route("/product/chat/complete", post(chat::complete))
+        .route("/product/chat/stream", post(chat::stream))
 }
 
 fn respond(result: Result<(&'static str, Value), Failure>) -> Response<Body> {
@@ -118,6 +121,16 @@ pub(crate) async fn add(
     respond(result.await)
 }
 
+fn refuse_filter(filter: Option<&Value>) -> Result<(), Failure> {
+    let has_conditions = |filter: &Value| filter.as_object().is_none_or(|map| !map.is_empty());
+    if filter.is_some_and(|filter| !filter.is_null() && has_conditions(filter)) {
+        return Err(Failure::invalid(
+            "`filter` is not supported here; use `POST /v1/cubes/ID/search` with its `filter`",
+        ));
+    }
+    Ok(())
+}
+
 /// Searches cubes. There is always one bucket for each cube, in the order asked, also an empty one.
 #[utoipa::path(post, path = "/product/search", tag = "memos", request_body = SearchBody,
     responses((status = 200, body = Envelope), (status = 422, body = Envelope)))]
@@ -128,12 +141,7 @@ pub(crate) async fn search(
 ) -> Response<Body> {
     let result = async {
         let body: SearchBody = read_json(request).await?;
-        let has_filter = |filter: &Value| filter.as_object().is_none_or(|map| !map.is_empty());
-        if body.filter.as_ref().is_some_and(|filter| !filter.is_null() && has_filter(filter)) {
-            return Err(Failure::invalid(
-                "`filter` is not supported here; use `POST /v1/cubes/ID/search` with its `filter`",
-            ));
-        }
+        refuse_filter(body.filter.as_ref())?;
         let ids = cubes(body.readable_cube_ids, body.mem_cube_id, body.user_id.as_ref())?;
         let mut text_mem = Vec::with_capacity(ids.len());
         for id in ids {

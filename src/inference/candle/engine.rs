@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use memcube_actors::inference::{
     Cancel, ChatMessage, Engine, EngineError, EngineFacts, EngineResult, KvBytes, KvLayer,
     Rendered, Sampling, Session, Token,
@@ -172,6 +173,10 @@ impl Engine for CandleEngine {
         self.local.template().frame(ChatRole::Assistant, false).after.clone()
     }
 
+    fn takes_segments(&self) -> bool {
+        true
+    }
+
     fn open(&self) -> EngineResult<Box<dyn Session>> {
         let cache = self.local.model().new_cache();
         Ok(Box::new(CandleSession { local: Arc::clone(&self.local), cache, last: None }))
@@ -201,6 +206,31 @@ impl CandleSession {
         self.last = Some(forward.map_err(stopped)?);
         Ok(())
     }
+
+    /// The logits of the token that follows.
+    ///
+    /// # Errors
+    /// As [`Session::sample`].
+    pub fn logits(&self) -> EngineResult<Vec<f32>> {
+        let Some(last) = &self.last else {
+            return Err(EngineError::Failed { reason: "no token came before".to_owned() });
+        };
+        self.local.model().logits(last).map_err(stopped)
+    }
+
+    /// The layers of a block, if its numbers are the model's and `added` tokens have room.
+    fn layers_of(&self, block: &KvBytes, added: usize) -> EngineResult<Vec<Bytes>> {
+        if block.dtype != KvDtype::F16 {
+            let reason = format!("its numbers are {}, not f16", block.dtype.as_str());
+            return Err(EngineError::Unsuitable { reason });
+        }
+        let window_tokens = self.local.model().config().window_tokens;
+        let tokens = self.cache.len_tokens().saturating_add(added);
+        if tokens > window_tokens {
+            return Err(EngineError::ContextTooLong { tokens, window_tokens });
+        }
+        Ok(block.layers.iter().map(|layer| layer.bytes.clone()).collect())
+    }
 }
 
 impl Session for CandleSession {
@@ -221,10 +251,7 @@ impl Session for CandleSession {
     }
 
     fn sample(&mut self, sampling: Sampling, draw: u64) -> EngineResult<Token> {
-        let Some(last) = &self.last else {
-            return Err(EngineError::Failed { reason: "no token came before".to_owned() });
-        };
-        let logits = self.local.model().logits(last).map_err(stopped)?;
+        let logits = self.logits()?;
         Ok(sample(&logits, sampling.temperature, sampling.top_p, draw))
     }
 
@@ -238,29 +265,33 @@ impl Session for CandleSession {
     fn export(&self, span: Range<usize>) -> EngineResult<KvBytes> {
         let layer = |layer| {
             let bytes = self.cache.export_layer(layer, span.clone());
-            bytes.map(|bytes| KvLayer::new(bytes.into())).map_err(|error| unsuitable(&error))
+            bytes.map(KvLayer::new).map_err(|error| unsuitable(&error))
         };
         let layers = (0..self.cache.shape().layers).map(layer).collect::<EngineResult<_>>()?;
         Ok(KvBytes { start: span.start, tokens: span.len(), dtype: KvDtype::F16, layers })
     }
 
     fn import(&mut self, block: &KvBytes) -> EngineResult<()> {
-        let (len, window_tokens) =
-            (self.cache.len_tokens(), self.local.model().config().window_tokens);
+        let len = self.cache.len_tokens();
         if block.start != len {
             let reason = format!("it begins at {}, the session ends at {len}", block.start);
             return Err(EngineError::Unsuitable { reason });
         }
-        if block.dtype != KvDtype::F16 {
-            let reason = format!("its numbers are {}, not f16", block.dtype.as_str());
+        let layers = self.layers_of(block, block.tokens)?;
+        self.cache.import(block.tokens, &layers).map_err(|error| unsuitable(&error))?;
+        self.last = None;
+        Ok(())
+    }
+
+    fn import_segment(&mut self, segment: &KvBytes, wanted: Range<usize>) -> EngineResult<()> {
+        if segment.start != 0 {
+            let reason = format!("it begins at {}, not by itself", segment.start);
             return Err(EngineError::Unsuitable { reason });
         }
-        let tokens = len.saturating_add(block.tokens);
-        if tokens > window_tokens {
-            return Err(EngineError::ContextTooLong { tokens, window_tokens });
-        }
-        let layers: Vec<&[u8]> = block.layers.iter().map(|layer| layer.bytes.as_ref()).collect();
-        self.cache.import(block.tokens, &layers).map_err(|error| unsuitable(&error))?;
+        let layers = self.layers_of(segment, wanted.len())?;
+        let model = self.local.model();
+        let appended = model.append_segment(&mut self.cache, segment.tokens, wanted, &layers);
+        appended.map_err(|error| unsuitable(&error))?;
         self.last = None;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod auth;
 mod bad_input;
+mod chat;
 mod cubes;
 mod events;
 mod memories;

@@ -6,15 +6,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::inference::scripted::{ScriptedCosts, ScriptedEngine};
 
-fn engine() -> ScriptedEngine {
+pub(super) fn engine() -> ScriptedEngine {
     ScriptedEngine::new(8_192, 1 << 30, ScriptedCosts::default())
 }
 
-fn talk() -> ConversationId {
+pub(super) fn talk() -> ConversationId {
     ConversationId::new("talk").expect("valid")
 }
 
-fn item(number: u64, revision: u32) -> Arc<MemoryItem> {
+pub(super) fn item(number: u64, revision: u32) -> Arc<MemoryItem> {
     Arc::new(MemoryItem {
         id: MemoryId::from_parts(number, 0),
         kind: MemoryKind::Fact,
@@ -38,11 +38,11 @@ fn item(number: u64, revision: u32) -> Arc<MemoryItem> {
     })
 }
 
-fn turn(role: Role, text: &str) -> ChatTurn {
-    ChatTurn { role, text: text.to_owned() }
+pub(super) fn turn(role: Role, text: &str) -> ChatTurn {
+    ChatTurn::new(role, text)
 }
 
-fn wanted(turns: &[ChatTurn], message: &str, memories: &[u64]) -> Wanted {
+pub(super) fn wanted(turns: &[ChatTurn], message: &str, memories: &[u64]) -> Wanted {
     Wanted {
         preamble: "be kind".to_owned(),
         turns: turns.to_vec(),
@@ -60,7 +60,7 @@ fn read(engine: &ScriptedEngine, tokens: &[Token]) -> String {
 }
 
 /// All items that a record names, as they were.
-fn items(record: &ContextRecord) -> Vec<Arc<MemoryItem>> {
+pub(super) fn items(record: &ContextRecord) -> Vec<Arc<MemoryItem>> {
     let number = |id: MemoryId| u64::from_be_bytes([0, 0, 0, 0, 0, 0, 0, id.as_bytes()[5]]);
     record.memories().map(|memory| item(number(memory.source.id), memory.source.revision)).collect()
 }

@@ -1,6 +1,8 @@
 //! Chats over cubes: what was computed is used again, also after a restart, and nothing of a memory
 //! that is gone is left anywhere.
 
+mod segments;
+
 use std::collections::BTreeMap;
 
 use memcube_schemas::{
@@ -30,19 +32,23 @@ const NOTHING_HOT: CacheSettings = CacheSettings {
     cold_in_8_bits: false,
 };
 
-struct Chatting {
-    world: World,
-    objects: Objects,
-    engine: Arc<ScriptedEngine>,
+pub(super) struct Chatting {
+    pub(super) world: World,
+    pub(super) objects: Objects,
+    pub(super) engine: Arc<ScriptedEngine>,
 }
 
 impl Chatting {
-    async fn new(seed: u64) -> Self {
+    pub(super) async fn new(seed: u64) -> Self {
         let store = Arc::new(InMemoryStore::default());
         Self::over(store, Objects::new(), Environment::scripted(seed)).await
     }
 
-    async fn over(store: SharedStore, objects: Objects, environment: Environment) -> Self {
+    pub(super) async fn over(
+        store: SharedStore,
+        objects: Objects,
+        environment: Environment,
+    ) -> Self {
         Self::with(store, objects, environment, CacheSettings::default()).await
     }
 
@@ -86,7 +92,7 @@ impl Chatting {
     }
 
     /// A cube that knows some things, the ids of which come back.
-    async fn knowing(&self, id: &str) -> (CubeHandle, Vec<MemoryId>) {
+    pub(super) async fn knowing(&self, id: &str) -> (CubeHandle, Vec<MemoryId>) {
         let cube = self.world.cube(id).await;
         let texts: Vec<String> = (0..12)
             .map(|n| format!("turn {n}: {id} walks in garden number {n} with the greyhound"))
@@ -96,7 +102,7 @@ impl Chatting {
         (cube, added.memories.iter().map(|memory| memory.id).collect())
     }
 
-    async fn rows(&self, cube: &CubeHandle) -> (Vec<KvBlock>, Vec<ContextRecord>) {
+    pub(super) async fn rows(&self, cube: &CubeHandle) -> (Vec<KvBlock>, Vec<ContextRecord>) {
         let tenant = context();
         let reads = vec![
             RangeRead::all(keys::kv_blocks(tenant.tenant(), cube.id())),
@@ -111,7 +117,7 @@ impl Chatting {
 
     /// Nothing in the store is of a memory that is gone or was changed, and what is there hangs
     /// together.
-    async fn check_rows(&self, cube: &CubeHandle, message: &str) {
+    pub(super) async fn check_rows(&self, cube: &CubeHandle, message: &str) {
         let (blocks, contexts) = self.rows(cube).await;
         let items = cube.list(None, 1_000).await.expect("listed").items;
         let revisions: BTreeMap<_, _> = items.iter().map(|item| (item.id, item.revision)).collect();
@@ -132,17 +138,17 @@ impl Chatting {
 }
 
 /// A conversation as its caller has it.
-struct Talk {
-    conversation: ConversationId,
-    turns: Vec<ChatTurn>,
+pub(super) struct Talk {
+    pub(super) conversation: ConversationId,
+    pub(super) turns: Vec<ChatTurn>,
 }
 
 impl Talk {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         Self { conversation: ConversationId::new(name).expect("valid"), turns: Vec::new() }
     }
 
-    fn request(&self, message: &str) -> ChatRequest {
+    pub(super) fn request(&self, message: &str) -> ChatRequest {
         let recall = SearchRequest { top_k: 4, ..SearchRequest::new(message) };
         ChatRequest {
             preamble: "You are a friend who remembers everything that was ever said.".into(),
@@ -160,7 +166,7 @@ impl Talk {
             kept?;
         }
         self.turns.push(request.message);
-        self.turns.push(ChatTurn { role: Role::Assistant, text });
+        self.turns.push(ChatTurn::new(Role::Assistant, text));
         Ok((stream.opening().clone(), finished))
     }
 }
@@ -315,7 +321,7 @@ async fn what_is_deleted_while_its_blocks_are_being_stored_is_not_kept() {
     let preload = |memories: &[MemoryId]| PreloadRequest {
         conversation: talk.conversation.clone(),
         preamble: talk.request("").preamble,
-        turns: vec![ChatTurn { role: Role::User, text: "long ".repeat(400) }],
+        turns: vec![ChatTurn::new(Role::User, "long ".repeat(400))],
         memories: memories.to_vec(),
         ms_max: 60_000,
     };
@@ -633,7 +639,7 @@ async fn oldest_memories_leave_first_where_the_window_is_full() {
         assert!(sorted || opening.left_out.len() > 4, "turn {n}");
         dropped += opening.left_out.len();
         talk.turns.push(request.message);
-        talk.turns.push(ChatTurn { role: Role::Assistant, text });
+        talk.turns.push(ChatTurn::new(Role::Assistant, text));
         chatting.check_rows(&cube, "full").await;
     }
     assert!(dropped > 0);
@@ -656,6 +662,35 @@ async fn a_keep_of_a_former_owner_is_refused() {
     stream.collect().await.expect("said");
     assert!(stream.kept().await.expect("tried").is_err());
     assert_eq!(chatting.rows(&cube).await, (Vec::new(), Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_takes_no_tools_says_so() {
+    let chatting = Chatting::new(1).await;
+    let (cube, _) = chatting.knowing("ann").await;
+    let ask = |extra: &str| ChatRequest {
+        extra: Some(extra.into()),
+        ..ChatRequest::new(ConversationId::new("talk").expect("valid"), "what time is it?")
+    };
+    let table = [
+        (r#"{"tools": [{"type": "function"}]}"#, Some("takes no tools")),
+        (r#"{"functions": [{}]}"#, Some("takes no tools")),
+        (r#"{"response_format": {"type": "json_object"}}"#, Some("held to a form")),
+        (r#"{"response_format": {"type": "text"}}"#, None),
+        ("{", Some("not a JSON object")),
+        (r#"{"tools": [], "functions": null, "logit_bias": {}}"#, None),
+    ];
+    for (extra, expected) in table {
+        let asked = cube.chat(ask(extra)).await;
+        match (asked, expected) {
+            (Ok(_), None) => {}
+            (Err(error), Some(expected)) => {
+                assert_eq!(error.kind(), ErrorKind::Invalid);
+                assert!(error.message().contains(expected), "{extra}: {error}");
+            }
+            (asked, _) => panic!("{extra}: {asked:?}"),
+        }
+    }
 }
 
 #[cfg(feature = "defects")]

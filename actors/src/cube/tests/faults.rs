@@ -6,9 +6,9 @@ use super::*;
 
 /// A store that fails as it is told: commits in their order, and reads by their number.
 #[derive(Default)]
-struct Troubled {
+pub(super) struct Troubled {
     inner: InMemoryStore,
-    commits: Mutex<VecDeque<Option<StoreError>>>,
+    pub(super) commits: Mutex<VecDeque<Option<StoreError>>>,
     reads: AtomicUsize,
     failing_read: AtomicUsize,
 }

@@ -35,6 +35,19 @@ pub struct Chain {
     pub tokens: Vec<Token>,
     /// Blocks that cover them, in order.
     pub blocks: Vec<ChainBlock>,
+    /// Which tokens come from which memory, in order.
+    pub memories: Vec<(Range<usize>, BlockSource)>,
+}
+
+/// A memory's tokens, as they are computed by themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Its name, which no block of a prompt has.
+    pub key: BlockKey,
+    /// Where it stands in the prompt.
+    pub span: Range<usize>,
+    /// The memory.
+    pub source: BlockSource,
 }
 
 /// A prompt before it is cut.
@@ -51,18 +64,20 @@ pub struct Prompt {
 }
 
 impl Chain {
-    /// Cuts a prompt at its seams, and between them after every [`BLOCK_TOKENS`].
+    /// Cuts a prompt at its seams, and at every multiple of [`BLOCK_TOKENS`]: where engines have
+    /// their pages, so that whole ones are moved as they lie.
     #[must_use]
     pub fn of(prompt: Prompt, model: &ModelFingerprint, tenant: &TenantId) -> Self {
         let Prompt { tokens, mut seams, memories, turns } = prompt;
         seams.push(tokens.len());
         seams.sort_unstable();
-        let root = root(model, tenant);
+        let root = root(PREFIXES, model, tenant);
         let mut blocks: Vec<ChainBlock> = Vec::new();
         let mut start = 0;
         for seam in seams {
             while start < seam.min(tokens.len()) {
-                let span = start..seam.min(tokens.len()).min(start + BLOCK_TOKENS);
+                let page_end = (start / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+                let span = start..seam.min(tokens.len()).min(page_end);
                 let parent = blocks.last().map(|block| block.key);
                 let key = key(&root, parent, start, &tokens[span.clone()]);
                 let sources = sources_in(&span, &memories);
@@ -72,7 +87,25 @@ impl Chain {
                 blocks.push(ChainBlock { key, parent, span, sources, conversation });
             }
         }
-        Self { tokens, blocks }
+        Self { tokens, blocks, memories }
+    }
+
+    /// The memories of at least so many tokens, each by itself.
+    #[must_use]
+    pub fn segments(
+        &self,
+        tokens_min: usize,
+        model: &ModelFingerprint,
+        tenant: &TenantId,
+    ) -> Vec<Segment> {
+        let root = root(SEGMENTS, model, tenant);
+        let long = self.memories.iter().filter(|(span, _)| span.len() >= tokens_min.max(1));
+        long.filter_map(|(span, source)| {
+            let tokens = self.tokens.get(span.clone())?;
+            let key = key(&root, None, 0, tokens);
+            Some(Segment { key, span: span.clone(), source: *source })
+        })
+        .collect()
     }
 
     /// The tokens of a block.
@@ -89,12 +122,17 @@ fn sources_in(span: &Range<usize>, memories: &[(Range<usize>, BlockSource)]) -> 
     memories.iter().filter(overlaps).map(|(_, source)| *source).collect()
 }
 
-/// A hash of the model and the tenant, with which every key begins.
-fn root(model: &ModelFingerprint, tenant: &TenantId) -> [u8; 32] {
+/// What keys are hashes of: blocks of prompts, which depend on all that stands before them.
+const PREFIXES: &[u8] = b"memcube kv 1";
+/// Memories by themselves. A mode of its own, so that no prompt ever finds one as its block.
+const SEGMENTS: &[u8] = b"memcube kv segment 1";
+
+/// A hash of mode, model and tenant, with which every key begins.
+fn root(mode: &[u8], model: &ModelFingerprint, tenant: &TenantId) -> [u8; 32] {
     let ModelFingerprint { model, tokenizer, adapter, rope, dtype, layout } = model;
     let adapter = adapter.as_ref().map_or(&[][..], |digest| &digest[..]);
     let parts: [&[u8]; 8] = [
-        b"memcube kv 1",
+        mode,
         tenant.as_str().as_bytes(),
         model.as_str().as_bytes(),
         tokenizer,
@@ -152,14 +190,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn prompts_are_cut_at_seams_and_after_every_block() {
+    fn prompts_are_cut_at_seams_and_at_the_ends_of_pages() {
         let table: [(usize, &[usize], &[usize]); 6] = [
             (0, &[], &[]),
             (10, &[], &[10]),
             (600, &[], &[256, 512, 600]),
             (600, &[583], &[256, 512, 583, 600]),
             (600, &[583, 583, 0, 9_999], &[256, 512, 583, 600]),
-            (600, &[70], &[70, 326, 582, 600]),
+            (600, &[70], &[70, 256, 512, 600]),
         ];
         for (tokens, seams, ends) in table {
             let blocks = chain(&vec![7; tokens], seams).blocks;
@@ -198,6 +236,41 @@ pub(crate) mod tests {
         let different: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(different.len(), keys.len());
         assert_eq!(key(&prompt, &base, "acme"), keys[0]);
+    }
+
+    #[test]
+    fn a_memory_by_itself_is_named_by_its_text_model_tenant_and_mode_alone() {
+        let source = |n| BlockSource { id: MemoryId::from_parts(1, n), revision: 1 };
+        let chain = |tokens: &[Token], start: usize, name| {
+            let memories = vec![(0..start, source(0)), (start..tokens.len(), source(1))];
+            let prompt = Prompt { tokens: tokens.to_vec(), memories, ..Prompt::default() };
+            Chain::of(prompt, &model(), &tenant(name))
+        };
+        let text: Vec<Token> = (0..40).collect();
+        let behind: Vec<Token> = [9; 7].into_iter().chain(text.clone()).collect();
+        let key = |chain: &Chain, model: &ModelFingerprint, name| {
+            chain.segments(40, model, &tenant(name)).last().map(|segment| segment.key)
+        };
+        let alone = chain(&text, 0, "acme");
+        let known = key(&alone, &model(), "acme");
+        assert!(known.is_some());
+        assert_eq!(key(&chain(&behind, 7, "acme"), &model(), "acme"), known, "wherever it stands");
+        assert_ne!(Some(alone.blocks[0].key), known, "the same tokens as the block of a prompt");
+        let other = ModelFingerprint { rope: "x".to_owned(), ..model() };
+        let mut changed = text;
+        changed[39] += 1;
+        let others = [
+            key(&alone, &model(), "apex"),
+            key(&alone, &other, "acme"),
+            key(&chain(&changed, 0, "acme"), &model(), "acme"),
+        ];
+        for other in others {
+            assert!(other.is_some() && other != known);
+        }
+        assert_eq!(alone.segments(41, &model(), &tenant("acme")), [], "too short");
+        let segments = chain(&behind, 7, "acme").segments(1, &model(), &tenant("acme"));
+        let spans: Vec<_> = segments.into_iter().map(|found| (found.span, found.source)).collect();
+        assert_eq!(spans, [(0..7, source(0)), (7..47, source(1))]);
     }
 
     proptest! {

@@ -30,10 +30,10 @@ impl Forgotten {
 }
 
 /// What something contains or was computed after.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
-    memories: BTreeSet<MemoryId>,
-    conversation: Option<ConversationId>,
+    pub(super) memories: BTreeSet<MemoryId>,
+    pub(super) conversation: Option<ConversationId>,
 }
 
 impl Contents {
@@ -42,6 +42,19 @@ impl Contents {
         let memories = blocks.iter().flat_map(|block| &block.sources).map(|source| source.id);
         let conversation = blocks.last().and_then(|block| block.conversation.clone());
         Arc::new(Self { memories: memories.collect(), conversation })
+    }
+
+    /// Memories, and what was said in a conversation.
+    pub(crate) fn said_in(
+        conversation: ConversationId,
+        memories: impl Iterator<Item = MemoryId>,
+    ) -> Sources {
+        Arc::new(Self { memories: memories.collect(), conversation: Some(conversation) })
+    }
+
+    /// Those of one memory by itself.
+    pub(super) fn of_memory(memory: MemoryId) -> Sources {
+        Arc::new(Self { memories: BTreeSet::from([memory]), conversation: None })
     }
 
     /// Those of a whole prompt.

@@ -21,6 +21,8 @@ pub enum Tier {
     Disk,
     /// In the object store.
     Objects,
+    /// Wherever a server elsewhere keeps it.
+    Remote,
 }
 
 impl Tier {
@@ -32,6 +34,7 @@ impl Tier {
             Self::Ram => "ram",
             Self::Disk => "disk",
             Self::Objects => "objects",
+            Self::Remote => "remote",
         }
     }
 }
@@ -97,7 +100,7 @@ impl Estimates {
         match tier {
             Tier::Disk => self.disk.feed(value, now_us),
             Tier::Objects => self.objects.feed(value, now_us),
-            Tier::Device | Tier::Ram => {}
+            Tier::Device | Tier::Ram | Tier::Remote => {}
         }
     }
 
@@ -110,6 +113,8 @@ impl Estimates {
     pub(crate) fn load_us(&self, tier: Tier, bytes: u64, now_us: u64) -> Option<u64> {
         match tier {
             Tier::Device | Tier::Ram => Some(0),
+            // Nothing is loaded from there.
+            Tier::Remote => None,
             Tier::Disk => self.disk.at(now_us).map(|each| times(each, bytes)),
             Tier::Objects => self.objects.at(now_us).map(|each| times(each, bytes)),
         }
@@ -127,16 +132,23 @@ impl Estimates {
     }
 }
 
-/// What to do about blocks of a tier, when loading and computing them takes so many microseconds.
-/// What is not known is tried.
-pub(crate) fn decide(load_us: Option<u64>, first_us: u64, compute_us: Option<u64>) -> Decision {
+/// What to do about blocks of a tier, when loading and computing them, or the first one, takes so
+/// many microseconds. What is not known is tried.
+pub(crate) fn decide(load: [Option<u64>; 2], compute: [Option<u64>; 2]) -> Decision {
     /// How much longer than expected a block may take before its tokens are computed.
     const SLACK: u64 = 2;
+    /// The share of the time to compute a block that one may take of which nothing is known.
+    const UNKNOWN_SHARE: u64 = 16;
+    let ([load_us, first_load_us], [compute_us, first_compute_us]) = (load, compute);
     match (load_us, compute_us) {
         (Some(load_us), Some(compute_us)) if load_us >= compute_us => Decision::Recompute,
-        (Some(_), _) => Decision::Load { patience_us: first_us.saturating_mul(SLACK) },
-        // Nobody waits for what nobody has measured: it may come while its tokens are computed.
-        (None, _) => Decision::Load { patience_us: 0 },
+        (Some(_), _) => {
+            let patience_us = first_load_us.unwrap_or(0).saturating_mul(SLACK);
+            Decision::Load { patience_us }
+        }
+        // Hardly anybody waits for what nobody has measured: it may come while its tokens are
+        // computed. But computing takes the processors that reading from a near tier needs.
+        (None, _) => Decision::Load { patience_us: first_compute_us.unwrap_or(0) / UNKNOWN_SHARE },
     }
 }
 
@@ -168,12 +180,14 @@ mod tests {
         let table = [
             (None, None, Decision::Load { patience_us: 0 }),
             (Some(10), None, Decision::Load { patience_us: 10 }),
-            (None, Some(10), Decision::Load { patience_us: 0 }),
+            (None, Some(99), Decision::Load { patience_us: 3 }),
             (Some(10), Some(11), Decision::Load { patience_us: 10 }),
             (Some(11), Some(11), Decision::Recompute),
         ];
         for (load, compute, decision) in table {
-            assert_eq!(decide(load, 5, compute), decision, "{load:?} {compute:?}");
+            let firsts = [load.map(|_| 5), compute.map(|_| 48)];
+            let found = decide([load, firsts[0]], [compute, firsts[1]]);
+            assert_eq!(found, decision, "{load:?} {compute:?}");
         }
     }
 

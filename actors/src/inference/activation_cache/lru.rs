@@ -157,6 +157,11 @@ impl<K: Ord + Clone, V> ByteLru<K, V> {
         })
     }
 
+    /// All values, each with its tenant.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&TenantId, &V)> {
+        self.slots.iter().map(|((tenant, _), slot)| (tenant, &slot.value))
+    }
+
     /// All values.
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.slots.values().map(|slot| &slot.value)

@@ -7,8 +7,10 @@
 pub mod chain;
 mod contents;
 pub(crate) mod estimate;
+mod forgetting;
 mod lru;
 mod quantise;
+mod segments;
 pub(crate) mod stored;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,7 @@ use std::{
 };
 
 use memcube_schemas::{
-    BlobId, BlockKey, CubeId, TenantId,
+    BlockKey, CubeId, TenantId, Version,
     activation::KvBlock,
     limits::{KV_DEVICE_BYTES_DEFAULT, KV_RAM_BYTES_DEFAULT},
 };
@@ -33,10 +35,11 @@ use self::{
     stored::{ColdTiers, LoadError, LoadedBlock},
 };
 pub use self::{
-    chain::{ChainBlock, Prompt},
+    chain::{ChainBlock, Prompt, Segment},
     contents::Forgotten,
     estimate::Tier,
-    quantise::QuantisationError,
+    forgetting::Holding,
+    quantise::{QuantisationError, dequantise, quantise},
     stored::StoredBlock,
 };
 use super::engine::{EngineFacts, KvBytes, Session};
@@ -78,7 +81,18 @@ impl Default for CacheSettings {
 /// A block in RAM, and the cubes that have computed or used it.
 struct RamBlock {
     block: Arc<KvBytes>,
-    owners: BTreeMap<CubeId, Sources>,
+    /// More than one where the same words came from several memories or conversations.
+    owners: BTreeMap<CubeId, Vec<Sources>>,
+}
+
+impl RamBlock {
+    /// From now on it is this cube's as well, with these memories.
+    fn own(&mut self, cube: &CubeId, sources: Sources) {
+        let known = self.owners.entry(cube.clone()).or_default();
+        if !known.contains(&sources) {
+            known.push(sources);
+        }
+    }
 }
 
 /// A session that nobody uses.
@@ -102,6 +116,8 @@ struct Held {
     ram: ByteLru<BlockKey, RamBlock>,
     parked: ByteLru<u64, Parked>,
     leases: BTreeMap<u64, Leased>,
+    /// The version of the ownership row by which each cube was last this node's.
+    claims: BTreeMap<CubeKey, Version>,
     next_number: u64,
     estimates: Estimates,
 }
@@ -151,6 +167,7 @@ impl ActivationCache {
             ram: ByteLru::new(settings.ram_bytes_max, settings.tenant_ram_bytes_max),
             parked: ByteLru::new(settings.device_bytes_max, settings.tenant_device_bytes_max),
             leases: BTreeMap::new(),
+            claims: BTreeMap::new(),
             next_number: 0,
             estimates: Estimates::default(),
         };
@@ -237,7 +254,7 @@ impl ActivationCache {
     }
 
     /// Lets go of all sessions that nobody uses; returns whether there were any.
-    pub(crate) fn free_device(&self) -> bool {
+    pub fn free_device(&self) -> bool {
         let mut held = self.held();
         let gone: Vec<_> = std::iter::from_fn(|| held.parked.evict_oldest()).collect();
         held.publish();
@@ -251,9 +268,7 @@ impl ActivationCache {
         let block = chain.blocks.get(at)?;
         let mut held = self.held();
         if let Some(found) = held.ram.get(&lease.key.tenant, &block.key) {
-            // From now on it is this cube's as well.
-            let sources = || Contents::of(&chain.blocks[..=at]);
-            found.owners.entry(lease.key.cube.clone()).or_insert_with(sources);
+            found.own(&lease.key.cube, Contents::of(&chain.blocks[..=at]));
             return Some(Arc::clone(&found.block));
         }
         if self.shared.environment.plants(Defect::ForeignBlock) {
@@ -275,11 +290,11 @@ impl ActivationCache {
         let sources = Contents::of(&chain.blocks[..=at]);
         let tenant = &lease.key.tenant;
         if let Some(known) = held.ram.get(tenant, &key) {
-            known.owners.insert(lease.key.cube.clone(), sources);
+            known.own(&lease.key.cube, sources);
             return;
         }
         let bytes = block.bytes();
-        let owners = BTreeMap::from([(lease.key.cube.clone(), sources)]);
+        let owners = BTreeMap::from([(lease.key.cube.clone(), vec![sources])]);
         let gone = held.ram.admit(tenant, key, RamBlock { block, owners }, bytes);
         held.publish();
         drop(held);
@@ -290,58 +305,6 @@ impl ActivationCache {
     pub(crate) fn drop_damaged(&self, tenant: &TenantId, key: BlockKey, tier: Tier) {
         metrics::counter!(names::ACTIVATION_CORRUPT_TOTAL, "tier" => tier.as_str()).increment(1);
         drop(self.held().ram.remove(tenant, &key));
-    }
-
-    /// Drops everything of a cube that contains or was computed after what is forgotten, from
-    /// the device and from RAM; the copies of these blobs go from the disk. When it returns,
-    /// nothing of it can be used any more, nor kept by whoever is computing with it.
-    pub fn forget(
-        &self,
-        tenant: &TenantId,
-        cube: &CubeId,
-        forgotten: &Forgotten,
-        blobs: &[BlobId],
-    ) {
-        self.forget_where(tenant, cube, blobs, |contents| forgotten.touches(contents));
-    }
-
-    /// Drops everything of a cube.
-    pub fn forget_cube(&self, tenant: &TenantId, cube: &CubeId, blobs: &[BlobId]) {
-        self.forget_where(tenant, cube, blobs, |_| true);
-    }
-
-    fn forget_where(
-        &self,
-        tenant: &TenantId,
-        cube: &CubeId,
-        blobs: &[BlobId],
-        is_meant: impl Fn(&Contents) -> bool,
-    ) {
-        let mut held = self.held();
-        for leased in held.leases.values_mut() {
-            let is_same = leased.key.tenant == *tenant && leased.key.cube == *cube;
-            let is_touched = leased.sources.as_ref().is_none_or(|sources| is_meant(sources));
-            leased.is_revoked |= is_same && is_touched;
-        }
-        let is_parked = |parked: &Parked| parked.cube == *cube && is_meant(&parked.sources);
-        let sessions = held.parked.of_tenant(tenant);
-        let sessions: Vec<u64> =
-            sessions.filter(|(_, parked)| is_parked(parked)).map(|(number, _)| *number).collect();
-        let is_owned =
-            |found: &RamBlock| found.owners.get(cube).is_some_and(|sources| is_meant(sources));
-        let blocks = held.ram.of_tenant(tenant);
-        let blocks: Vec<BlockKey> =
-            blocks.filter(|(_, found)| is_owned(found)).map(|(key, _)| *key).collect();
-        let parked: Vec<_> =
-            sessions.iter().map(|number| held.parked.remove(tenant, number)).collect();
-        let dropped: Vec<_> = blocks.iter().map(|key| held.ram.remove(tenant, key)).collect();
-        held.publish();
-        drop(held);
-        metrics::counter!(names::ACTIVATION_INVALIDATED_TOTAL).increment(dropped.len() as u64);
-        drop((parked, dropped));
-        if let Some(cold) = &self.shared.cold {
-            cold.drop_copies(tenant, blobs);
-        }
     }
 
     /// Whether blocks of these rows should be loaded, or computed from a position on.
@@ -357,12 +320,16 @@ impl ActivationCache {
         let now_us = self.shared.environment.monotonic_us();
         let bytes: u64 = rows.iter().map(|row| row.bytes).sum();
         let tokens: u32 = rows.iter().map(|row| row.tokens).sum();
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
         let held = self.held();
-        let load_us = held.estimates.load_us(tier, bytes, now_us);
-        let first_us = held.estimates.load_us(tier, first.bytes, now_us).unwrap_or(0);
-        let compute_us = held.estimates.compute_us(position, tokens, now_us);
-        let decision = estimate::decide(load_us, first_us, compute_us);
+        let load = |bytes| held.estimates.load_us(tier, bytes, now_us);
+        let compute = |tokens: u32| {
+            let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+            held.estimates.compute_us(position, tokens, now_us)
+        };
+        let decision = estimate::decide(
+            [load(bytes), load(first.bytes)],
+            [compute(tokens), compute(first.tokens)],
+        );
         let (tier_name, name) = (tier.as_str(), decision.as_str());
         metrics::counter!(
             names::ACTIVATION_DECISIONS_TOTAL, "tier" => tier_name, "decision" => name

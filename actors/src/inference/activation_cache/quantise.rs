@@ -21,7 +21,8 @@ pub struct QuantisationError {
 
 /// The same block in 8 bits, and what that costs; `None` if its numbers are of no known dtype or do
 /// not make whole groups.
-pub(super) fn quantise(block: &KvBytes) -> Option<(KvBytes, QuantisationError)> {
+#[must_use]
+pub fn quantise(block: &KvBytes) -> Option<(KvBytes, QuantisationError)> {
     let (mut max, mut squares, mut error_squares) = (0.0_f32, 0.0_f64, 0.0_f64);
     let mut layers = Vec::with_capacity(block.layers.len());
     for layer in &block.layers {
@@ -53,7 +54,8 @@ pub(super) fn quantise(block: &KvBytes) -> Option<(KvBytes, QuantisationError)> 
 }
 
 /// The block with numbers of another dtype again; `None` if it is not one of 8 bits.
-pub(super) fn dequantise(block: &KvBytes, dtype: KvDtype) -> Option<KvBytes> {
+#[must_use]
+pub fn dequantise(block: &KvBytes, dtype: KvDtype) -> Option<KvBytes> {
     if block.dtype != KvDtype::Q8 {
         return None;
     }

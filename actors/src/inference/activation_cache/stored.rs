@@ -10,7 +10,8 @@ use bytes::Bytes;
 use memcube_schemas::{
     BlobId, TenantId,
     activation::{KvBlock, KvBlockBytes, KvDtype, ModelFingerprint},
-    codec::{decode, encode},
+    codec::{encode, is_viewable, view},
+    limits::KV_COPIES_AT_ONCE,
 };
 
 use super::{
@@ -26,7 +27,7 @@ use crate::{
     metrics as names,
     storage::{
         Blobs,
-        blobs::{BlobError, PreparedBlob},
+        blobs::{BlobError, Held, PreparedBlob},
     },
 };
 
@@ -57,12 +58,15 @@ pub struct StoredBlock {
     pub prepared: PreparedBlob,
 }
 
-/// The local disk in front of the object store.
+/// The local disk in front of the object store. Cheap to clone.
+#[derive(Clone)]
 struct Disk {
     mirror: Blobs,
-    held: Mutex<ByteLru<BlobId, ()>>,
+    held: Arc<Mutex<ByteLru<BlobId, ()>>>,
+    /// Copies that are being written, and are still wanted.
+    copying: Arc<Mutex<BTreeSet<(TenantId, BlobId)>>>,
     /// Tenants whose copies were looked for since the start.
-    known: Mutex<BTreeSet<TenantId>>,
+    known: Arc<Mutex<BTreeSet<TenantId>>>,
 }
 
 /// Where cold blocks lie.
@@ -86,8 +90,9 @@ impl ColdTiers {
     ) -> Self {
         let disk = mirror.map(|(mirror, bytes_max)| Disk {
             mirror,
-            held: Mutex::new(ByteLru::new(bytes_max, bytes_max)),
-            known: Mutex::default(),
+            held: Arc::new(Mutex::new(ByteLru::new(bytes_max, bytes_max))),
+            copying: Arc::default(),
+            known: Arc::default(),
         });
         Self { blobs, tier, disk, in_8_bits, environment }
     }
@@ -155,52 +160,94 @@ impl ColdTiers {
         row: &KvBlock,
         dtype: KvDtype,
     ) -> std::result::Result<LoadedBlock, LoadError> {
-        let (bytes, tier) = self.fetch(tenant, row.blob).await.map_err(|error| match error {
+        if let Some(loaded) = self.load_copy(tenant, row, dtype).await {
+            return Ok(loaded);
+        }
+        let bytes = self.fetch(tenant, row.blob).await.map_err(|error| match error {
             BlobError::Damaged { .. } => LoadError::Corrupt,
             BlobError::Missing
             | BlobError::Refused { .. }
             | BlobError::Unreachable { .. }
             | BlobError::Store(_) => LoadError::Unavailable,
         })?;
+        self.compare(bytes, row, dtype, self.tier).await.ok_or(LoadError::Corrupt)
+    }
+
+    /// Reads the copy on the disk. Whatever is wrong with it, the object store has the original.
+    async fn load_copy(
+        &self,
+        tenant: &TenantId,
+        row: &KvBlock,
+        dtype: KvDtype,
+    ) -> Option<LoadedBlock> {
+        let disk = self.disk.as_ref()?;
+        lock(&disk.held).get(tenant, &row.blob)?;
+        let sealed = disk.mirror.get_sealed(tenant, row.blob, Held::AgainstOwnChecksums).await;
+        let loaded = match sealed.and_then(|sealed| disk.mirror.open(tenant, sealed)) {
+            Ok(bytes) => self.compare(bytes, row, dtype, Tier::Disk).await,
+            Err(_) => None,
+        };
+        if loaded.is_none() {
+            self.drop_copies(tenant, &[row.blob]);
+        }
+        loaded
+    }
+
+    /// Holds bytes against their row, off the event loop.
+    async fn compare(
+        &self,
+        bytes: Bytes,
+        row: &KvBlock,
+        dtype: KvDtype,
+        tier: Tier,
+    ) -> Option<LoadedBlock> {
         let row = row.clone();
-        let checked = self.environment.compute(move || check(&bytes, &row, dtype)).await;
-        let (block, is_exact) = checked.flatten().ok_or(LoadError::Corrupt)?;
-        Ok(LoadedBlock { block: Arc::new(block), tier, is_exact })
+        let checked = self.environment.compute(move || check(bytes, &row, dtype)).await;
+        let (block, is_exact) = checked.flatten()?;
+        Some(LoadedBlock { block: Arc::new(block), tier, is_exact })
     }
 
     async fn fetch(
         &self,
         tenant: &TenantId,
         blob: BlobId,
-    ) -> std::result::Result<(Bytes, Tier), BlobError> {
-        let Some(disk) = &self.disk else {
-            return Ok((self.blobs.get(tenant, blob).await?, self.tier));
+    ) -> std::result::Result<Bytes, BlobError> {
+        let held = match self.tier {
+            Tier::Disk => Held::AgainstOwnChecksums,
+            Tier::Device | Tier::Ram | Tier::Objects | Tier::Remote => Held::AgainstName,
         };
-        if lock(&disk.held).get(tenant, &blob).is_some() {
-            match disk.mirror.get(tenant, blob).await {
-                Ok(bytes) => return Ok((bytes, Tier::Disk)),
-                // Whatever is wrong with the copy, the object store has the original.
-                Err(_) => self.drop_copies(tenant, &[blob]),
-            }
-        }
-        let bytes = self.blobs.get(tenant, blob).await?;
-        self.keep_copy(tenant, blob, bytes.len() as u64).await;
-        Ok((bytes, self.tier))
+        let sealed = self.blobs.get_sealed(tenant, blob, held).await?;
+        self.keep_copy(tenant, blob, &sealed);
+        self.blobs.open(tenant, sealed)
     }
 
-    /// Puts a copy on the disk. If it fails, the next load comes from the object store as well.
-    async fn keep_copy(&self, tenant: &TenantId, blob: BlobId, bytes: u64) {
-        let Some(disk) = &self.disk else { return };
-        if self.blobs.copy_to(&disk.mirror, tenant, blob).await.is_err() {
-            return;
+    /// Puts a copy on the disk, while its reader goes on. If it fails, or too many are under way,
+    /// the next load comes from the object store as well.
+    fn keep_copy(&self, tenant: &TenantId, blob: BlobId, sealed: &Bytes) {
+        let Some(disk) = self.disk.clone() else { return };
+        let (tenant, sealed) = (tenant.clone(), sealed.clone());
+        {
+            let mut copying = lock(&disk.copying);
+            if copying.len() >= KV_COPIES_AT_ONCE || !copying.insert((tenant.clone(), blob)) {
+                return;
+            }
         }
-        let gone = lock(&disk.held).admit(tenant, blob, (), bytes);
-        for gone in &gone {
-            metrics::counter!(names::ACTIVATION_EVICTIONS_TOTAL, "tier" => "disk").increment(1);
-            let _ = disk.mirror.drop_copy(&gone.tenant, gone.key).await;
-        }
-        let held = lock(&disk.held).bytes();
-        metrics::gauge!(names::ACTIVATION_BYTES, "tier" => "disk").set(held as f64);
+        self.environment.spawn(async move {
+            let bytes = sealed.len() as u64;
+            let is_put = disk.mirror.put_copy(&tenant, blob, sealed).await.is_ok();
+            let is_wanted = lock(&disk.copying).remove(&(tenant.clone(), blob));
+            if !is_put || !is_wanted {
+                let _ = disk.mirror.drop_copy(&tenant, blob).await;
+                return;
+            }
+            let gone = lock(&disk.held).admit(&tenant, blob, (), bytes);
+            for gone in &gone {
+                metrics::counter!(names::ACTIVATION_EVICTIONS_TOTAL, "tier" => "disk").increment(1);
+                let _ = disk.mirror.drop_copy(&gone.tenant, gone.key).await;
+            }
+            let held = lock(&disk.held).bytes();
+            metrics::gauge!(names::ACTIVATION_BYTES, "tier" => "disk").set(held as f64);
+        });
     }
 
     /// Learns which copies a former life has left on the disk, once for each tenant.
@@ -229,6 +276,11 @@ impl ColdTiers {
     /// takes away.
     pub(crate) fn drop_copies(&self, tenant: &TenantId, blobs: &[BlobId]) {
         let Some(disk) = &self.disk else { return };
+        let mut copying = lock(&disk.copying);
+        for blob in blobs {
+            copying.remove(&(tenant.clone(), *blob));
+        }
+        drop(copying);
         let mut held = lock(&disk.held);
         let held: Vec<BlobId> =
             blobs.iter().copied().filter(|blob| held.remove(tenant, blob).is_some()).collect();
@@ -252,17 +304,25 @@ fn number(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// The numbers of a block, if they are those that its row means.
-pub(super) fn check(bytes: &[u8], row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
-    let read: KvBlockBytes = decode(bytes).ok()?;
-    let is_same = (read.key, read.start, read.tokens, read.dtype)
-        == (row.key, row.start, row.tokens, row.dtype);
-    if !is_same || read.checksums != row.checksums || read.layers.len() != row.checksums.len() {
+/// The numbers of a block, if they are those that its row means. They stay where the bytes lie.
+pub(super) fn check(bytes: Bytes, row: &KvBlock, dtype: KvDtype) -> Option<(KvBytes, bool)> {
+    let bytes = if is_viewable(&bytes) { bytes } else { Bytes::from(bytes.to_vec()) };
+    let read = view::<KvBlockBytes>(&bytes).ok()?;
+    let is_same = (read.key.0, read.start.to_native(), read.tokens.to_native())
+        == (row.key.0, row.start, row.tokens)
+        && read.dtype == row.dtype;
+    let checksums = read.checksums.iter().map(|checksum| checksum.to_native());
+    if !is_same || !checksums.eq(row.checksums.iter().copied()) {
         return None;
     }
-    let layers = read.layers.into_iter().zip(&row.checksums);
-    let layers =
-        layers.map(|(bytes, checksum)| KvLayer { bytes: Bytes::from(bytes), checksum: *checksum });
+    if read.layers.len() != row.checksums.len() {
+        return None;
+    }
+    let layers = read.layers.iter().zip(&row.checksums);
+    let layers = layers.map(|(layer, checksum)| KvLayer {
+        bytes: bytes.slice_ref(layer.as_slice()),
+        checksum: *checksum,
+    });
     let numbers = KvBytes {
         start: usize::try_from(row.start).ok()?,
         tokens: usize::try_from(row.tokens).ok()?,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use memcube_schemas::{BlobId, TenantId};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
@@ -17,24 +18,18 @@ impl Blobs {
         Self { objects, ..self.clone() }
     }
 
-    /// Copies an object as it lies into a mirror; returns its bytes.
+    /// Puts an object as it lies into this mirror.
     ///
     /// # Errors
-    /// `Missing` without such an object, `Refused` and `Unreachable` with the setting to look at.
-    pub(crate) async fn copy_to(
+    /// `Refused` and `Unreachable` with the setting to look at.
+    pub(crate) async fn put_copy(
         &self,
-        mirror: &Self,
         tenant: &TenantId,
         id: BlobId,
-    ) -> BlobResult<u64> {
-        let path = path(tenant, id);
-        let failed = |error| Doing::Get.failed(error);
-        let read = self.objects.get(&path).await.map_err(failed)?;
-        let sealed = read.bytes().await.map_err(failed)?;
-        let length = sealed.len() as u64;
+        sealed: Bytes,
+    ) -> BlobResult<()> {
         // The name is that of the content, so that overwriting does no harm.
-        mirror.put(&path, sealed).await?;
-        Ok(length)
+        self.put(&path(tenant, id), sealed).await
     }
 
     /// Removes a copy, if it is there.

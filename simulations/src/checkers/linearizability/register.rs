@@ -28,6 +28,12 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) -> usize {
         let cube = (&operation.tenant, &operation.cube);
         cubes.entry(cube).or_default().push(operation);
     }
+    // What goes with its cube goes without an operation of its own.
+    let is_erased = |tenant: &TenantId, cube: &CubeId| {
+        let timeline = case.timelines.get(&(tenant.clone(), cube.clone()));
+        timeline.is_some_and(|timeline| timeline.is_erased)
+    };
+    cubes.retain(|(tenant, cube), _| !is_erased(tenant, cube));
     let mut undecided = 0;
     for ((tenant, cube), operations) in cubes {
         for (id, entries) in by_item(&operations) {

@@ -129,6 +129,8 @@ impl Witness<'_> {
                 | Change::Ownership(_)
                 | Change::Manifest(_)
                 | Change::History(..)
+                | Change::KvBlock(..)
+                | Change::Context(..)
                 | Change::Other
                 | Change::Feed(..),
                 _,

@@ -1,14 +1,18 @@
 //! A language model on the processor: tokens and a cache in, hidden state and logits out.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::thread;
 
+use bytes::Bytes;
+
 use super::error::ForwardError;
-use super::kv_cache::{KV_PAGE_TOKENS, KvCache};
+use super::kv_cache::{KV_PAGE_TOKENS, KvCache, KvError};
 use super::pass::{Cancelled, Pass, Private, Shared, read};
 use super::prefill::rows_max;
+use super::rotation::{self, Turn};
 use super::weights::{ModelConfig, Weights};
 use crate::inference::candle::simd::{Isa, PANEL};
 use crate::inference::candle::team::{Barrier, Membership, locked};
@@ -36,6 +40,54 @@ pub trait LanguageModel: Send + Sync {
     /// # Errors
     /// `NotFinite` when one is not a number.
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>, ForwardError>;
+
+    /// Cosines and sines by which a layer rotates the keys of a position.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn turn(&self, layer: usize, position: usize) -> Result<Turn, KvError>;
+
+    /// Appends the tokens `wanted` out of a segment: the layers of `tokens` tokens that another
+    /// cache exported after it saw nothing but them, from position 0 on. Their keys are rotated to
+    /// where the cache ends.
+    ///
+    /// # Errors
+    /// When number or size of the layers do not fit, or the segment would begin before the first
+    /// position; the cache is as it was.
+    fn append_segment(
+        &self,
+        cache: &mut KvCache,
+        tokens: usize,
+        wanted: Range<usize>,
+        layers: &[Bytes],
+    ) -> Result<(), KvError> {
+        let (shape, expected) = (cache.shape(), cache.shape().layer_bytes(tokens));
+        if wanted.start > wanted.end || wanted.end > tokens {
+            return Err(KvError::OutOfRange { end: wanted.end, len_tokens: tokens });
+        }
+        let Some(by) = cache.len_tokens().checked_sub(wanted.start) else {
+            let len_tokens = cache.len_tokens();
+            return Err(KvError::OutOfRange { end: wanted.start, len_tokens });
+        };
+        if layers.len() != shape.layers {
+            return Err(KvError::WrongLayers { expected: shape.layers, found: layers.len() });
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut moved = Vec::with_capacity(layers.len());
+        for (layer, bytes) in layers.iter().enumerate() {
+            let found = bytes.len();
+            if found != expected {
+                return Err(KvError::WrongSize { layer, expected, found });
+            }
+            let turn = if by == 0 { None } else { Some(self.turn(layer, by)?) };
+            let span = shape.span_of(tokens, bytes);
+            let layer = rotation::moved(&shape, &span, tokens, &wanted, turn.as_ref());
+            moved.push(shape.importable(cache.len_tokens(), wanted.len(), layer));
+        }
+        cache.import(wanted.len(), &moved)
+    }
 
     /// An empty cache.
     fn new_cache(&self) -> KvCache {
@@ -141,7 +193,7 @@ impl PackedModel {
         cancel: Cancelled<'_>,
     ) -> Result<Vec<f32>, ForwardError> {
         let first = cache.len_tokens();
-        let (past, page) = cache.open_page().ok_or(ForwardError::WrongCache)?;
+        let (past, page) = cache.open_page(tokens.len()).ok_or(ForwardError::WrongCache)?;
         let mut team = self.take_team();
         let barrier = Barrier::new(self.threads);
         let (privates, shared): (Vec<&mut Private>, Vec<&Shared>) =
@@ -220,6 +272,11 @@ impl LanguageModel for PackedModel {
         }
         run_members(parts, |_, (share, part)| self.isa.multiply_row(&normed, head, share, part));
         finite(logits)
+    }
+
+    fn turn(&self, layer: usize, position: usize) -> Result<Turn, KvError> {
+        let (cosines, sines) = self.weights.angles(&self.weights.layers[layer]).at(position);
+        Ok((cosines.to_vec(), sines.to_vec()))
     }
 
     fn weights_bytes(&self) -> usize {

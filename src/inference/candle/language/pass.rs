@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::attention::{PageAttention, RowState};
-use super::kv_cache::{KV_PAGE_TOKENS, Page, store};
+use super::kv_cache::{KV_PAGE_TOKENS, store};
+use super::page::Page;
 use super::weights::{Angles, Layer, ModelConfig, Weights};
 use crate::inference::candle::aligned::AlignedFloats;
 use crate::inference::candle::simd::{Isa, PANEL};

@@ -10,10 +10,11 @@ use candle_core::{D, Device, Result, Tensor};
 
 use super::error::ForwardError;
 use super::kernels::Gate;
-use super::kv_cache::{KvCache, Store};
+use super::kv_cache::{KvCache, KvError, Store};
 use super::model::{LanguageModel, check, finite, in_chunks};
 use super::panels::Panels;
 use super::pass::Cancelled;
+use super::rotation::Turn;
 use super::weights::{Angles, Layer, ModelConfig, Weights};
 use crate::inference::candle::simd::PANEL;
 
@@ -226,12 +227,16 @@ impl TensorModel {
         Tensor::from_vec(scores, (count, total), &self.device)
     }
 
-    fn rotate(&self, layer: &TensorLayer, heads: &Tensor, first: usize) -> Result<Tensor> {
-        let half = self.config.head_dim / 2;
-        let [cosines, sines] = match (&self.local_angles, layer.window) {
+    fn angles(&self, layer: &TensorLayer) -> &[Tensor; 2] {
+        match (&self.local_angles, layer.window) {
             (Some(local), Some(_)) => local,
             _ => &self.global_angles,
-        };
+        }
+    }
+
+    fn rotate(&self, layer: &TensorLayer, heads: &Tensor, first: usize) -> Result<Tensor> {
+        let half = self.config.head_dim / 2;
+        let [cosines, sines] = self.angles(layer);
         let count = heads.dim(1)?;
         let (cosines, sines) = (cosines.narrow(0, first, count)?, sines.narrow(0, first, count)?);
         let left = heads.narrow(2, 0, half)?;
@@ -280,6 +285,14 @@ impl LanguageModel for TensorModel {
             normed.matmul(&self.head.t()?)?.flatten_all()?.to_vec1()
         };
         finite(run().map_err(|error: candle_core::Error| failed(&error))?)
+    }
+
+    fn turn(&self, layer: usize, position: usize) -> std::result::Result<Turn, KvError> {
+        let [cosines, sines] = self.angles(&self.layers[layer]);
+        let at = |angles: &Tensor| angles.get(position)?.to_vec1();
+        at(cosines)
+            .and_then(|cosines| Ok((cosines, at(sines)?)))
+            .map_err(|error: candle_core::Error| KvError::Device(error.to_string()))
     }
 
     fn new_cache(&self) -> KvCache {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use half::f16;
@@ -38,7 +39,7 @@ fn run(model: &PackedModel, cache: &mut KvCache, tokens: &[u32]) -> Vec<f32> {
     model.forward(tokens, cache, ON).unwrap()
 }
 
-fn bytes(cache: &KvCache) -> Vec<Vec<u8>> {
+fn bytes(cache: &KvCache) -> Vec<Bytes> {
     let layer = |layer| cache.export_layer(layer, 0..cache.len_tokens()).unwrap();
     (0..LAYERS).map(layer).collect()
 }
@@ -131,15 +132,33 @@ fn imported_spans_are_as_computed_ones() {
             let expected = pieces.map(|piece| run(&model, &mut whole, piece))[2].clone();
             let mut copy = model.new_cache();
             for span in [0..first, first..second] {
-                let layer = |layer| whole.export_layer(layer, span.clone()).unwrap();
-                let layers: Vec<Vec<u8>> = (0..LAYERS).map(layer).collect();
-                let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
-                copy.import(span.len(), &layers).unwrap();
+                copy.import(span.len(), &of_span(&whole, span)).unwrap();
             }
             assert!(run(&model, &mut copy, pieces[2]) == expected, "{isa:?} {first} {second}");
             assert!(bytes(&copy) == bytes(&whole));
         }
     }
+}
+
+#[test]
+fn whole_pages_are_shared_and_never_written_through() {
+    let model = tiny(Isa::detect(), 2);
+    let tokens = Numbers(29).tokens(700);
+    let mut whole = model.new_cache();
+    run(&model, &mut whole, &tokens[..600]);
+    let pages = [of_span(&whole, 0..256), of_span(&whole, 256..512)];
+    let mut copy = model.new_cache();
+    pages.iter().for_each(|page| copy.import(256, page).unwrap());
+    copy.import(88, &of_span(&whole, 512..600)).unwrap();
+    assert_eq!(of_span(&copy, 256..512)[1].as_ptr(), pages[1][1].as_ptr());
+    assert!(run(&model, &mut copy, &tokens[600..]) == run(&model, &mut whole, &tokens[600..]));
+    let before = pages[1].iter().map(|layer| layer.to_vec()).collect::<Vec<_>>();
+    for cache in [&mut copy, &mut whole] {
+        cache.truncate(300);
+        run(&model, cache, &Numbers(31).tokens(300));
+    }
+    assert!(before == pages[1], "somebody wrote to a page that was handed out");
+    assert!(bytes(&copy) == bytes(&whole));
 }
 
 #[test]
@@ -149,9 +168,10 @@ fn a_changed_byte_changes_the_result() {
     let mut cache = model.new_cache();
     run(&model, &mut cache, &tokens[..39]);
     let mut layers = bytes(&cache);
+    let mut changed = layers[0].to_vec();
     // The upper byte of a key.
-    layers[0][1] ^= 0x40;
-    let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+    changed[1] ^= 0x40;
+    layers[0] = Bytes::from(changed);
     let mut copy = model.new_cache();
     copy.import(39, &layers).unwrap();
     assert!(run(&model, &mut copy, &tokens[39..]) != run(&model, &mut cache, &tokens[39..]));
@@ -179,6 +199,24 @@ fn truncated_and_cloned_caches_go_their_own_way() {
     assert_eq!(copy.len_tokens(), 500);
     copy.truncate(0);
     assert!(copy.is_empty() && copy.bytes() == 0);
+}
+
+#[test]
+fn a_cache_takes_no_more_than_its_tokens_and_a_panel() {
+    let model = tiny(Isa::detect(), 2);
+    let tokens = Numbers(37).tokens(600);
+    let mut grown = model.new_cache();
+    for len in [1, 2, 32, 33, 200, 256, 257, 300, 583] {
+        let held = grown.len_tokens();
+        run(&model, &mut grown, &tokens[held..len]);
+        let mut whole = model.new_cache();
+        run(&model, &mut whole, &tokens[..len]);
+        let bytes = grown.shape().token_bytes() * len.next_multiple_of(32);
+        assert_eq!((grown.bytes(), whole.bytes()), (bytes, bytes), "{len}");
+    }
+    let mut copy = model.new_cache();
+    copy.import(583, &bytes(&grown)).unwrap();
+    assert!(run(&model, &mut copy, &tokens[583..]) == run(&model, &mut grown, &tokens[583..]));
 }
 
 #[test]
@@ -228,10 +266,10 @@ fn what_cannot_be_run_is_refused() {
     let expected = Err(KvError::WrongLayers { expected: LAYERS, found: 0 });
     assert_eq!(cache.import(1, &[]), expected);
     let size = cache.shape().layer_bytes(2);
-    let short = vec![0; size - 2];
+    let short = Bytes::from(vec![0; size - 2]);
     let found = short.len();
     let expected = Err(KvError::WrongSize { layer: 0, expected: size, found });
-    assert_eq!(cache.import(2, &[short.as_slice(); LAYERS]), expected);
+    assert_eq!(cache.import(2, &vec![short; LAYERS]), expected);
     let expected = Err(KvError::OutOfRange { end: WINDOW + 1, len_tokens: WINDOW });
     assert_eq!(cache.export_layer(0, 5..WINDOW + 1), expected);
 }
@@ -263,6 +301,10 @@ fn tensors_agree_with_the_kernels() {
     }
 }
 
+fn of_span(cache: &KvCache, span: std::ops::Range<usize>) -> Vec<Bytes> {
+    (0..LAYERS).map(|layer| cache.export_layer(layer, span.clone()).unwrap()).collect()
+}
+
 fn tensors_agree(tiny: &Tiny) {
     let (_dir, path) = tiny.write();
     let packed = open(&path, Isa::detect(), 1);
@@ -282,22 +324,25 @@ fn tensors_agree(tiny: &Tiny) {
         }
     }
     // Exported bytes are the same layout, and go into either.
-    let span = |cache: &KvCache| -> Vec<Vec<u8>> {
-        (0..LAYERS).map(|layer| cache.export_layer(layer, 0..300).unwrap()).collect()
-    };
-    let layers = span(&cache);
+    let layers = of_span(&cache, 0..300);
+    let page = of_span(&cache, 0..256);
     let close = |bytes: &[u8], at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
-    for (found, expected) in layers.iter().zip(span(&expected)) {
+    let pages = page.iter().cloned().zip(of_span(&expected, 0..256));
+    let spans = layers.iter().cloned().zip(of_span(&expected, 0..300));
+    for (found, expected) in pages.chain(spans) {
         assert_eq!(found.len(), expected.len());
         for at in (0..found.len()).step_by(2) {
-            let (found, expected) = (close(found, at), close(&expected, at));
+            let (found, expected) = (close(&found, at), close(&expected, at));
             assert!((found - expected).abs() < 2e-2, "{at}: {found} for {expected}");
         }
     }
-    let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
     let mut copy = model.new_cache();
     copy.import(300, &layers).unwrap();
-    assert_eq!(span(&copy), layers);
+    assert_eq!(of_span(&copy, 0..300), layers);
+    copy = model.new_cache();
+    copy.import(256, &page).unwrap();
+    copy.import(44, &of_span(&cache, 256..300)).unwrap();
+    assert_eq!(of_span(&copy, 0..300), layers);
     for piece in &pieces[1..] {
         assert_eq!(model.forward(piece, &mut copy, &|| true), Err(ForwardError::Cancelled));
         let hidden = model.forward(piece, &mut copy, ON).unwrap();

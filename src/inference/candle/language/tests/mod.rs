@@ -2,6 +2,7 @@
 
 mod files;
 mod forward;
+mod segments;
 mod sessions;
 mod text;
 mod tiny;
