@@ -26,7 +26,7 @@ use memcube_schemas::{
 use serde_json::json;
 
 use self::server::{Does, ModelServer};
-use crate::support::{KEY, eventually, in_memory};
+use crate::support::{eventually, in_memory};
 
 const API_KEY: &str = "key-of-the-server";
 
@@ -312,6 +312,8 @@ async fn a_check_asks_for_the_models() {
     assert!(server.asked().is_empty());
 }
 
+/// The other process answers with a model of its own, which needs the local engine.
+#[cfg(feature = "candle")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_memcube_answers_with_its_model_and_what_it_has_read() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -323,7 +325,7 @@ async fn another_memcube_answers_with_its_model_and_what_it_has_read() {
     let model = list["data"].as_array().expect("a list").iter();
     let model = model.filter_map(|model| model["id"].as_str()).find(|id| id.contains("smollm"));
     settings.inference.remote_model = model.map(str::to_owned);
-    settings.inference.api_key = Some(Secret::new(KEY));
+    settings.inference.api_key = Some(Secret::new(crate::support::KEY));
     settings.inference.first_token_timeout_ms = 60_000;
     let told = OpenAiModel::of(&settings.inference).expect("an address").check().await;
     assert!(told.expect("it has the model").contains("smollm"));
