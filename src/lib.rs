@@ -8,6 +8,7 @@ mod backup_stream;
 pub mod bench;
 pub mod cli;
 pub mod cluster;
+mod decision_log;
 pub mod environment;
 pub mod gateway;
 pub mod import;

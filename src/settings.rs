@@ -3,6 +3,7 @@
 
 mod cluster;
 mod inference;
+mod scheduler;
 
 use std::{
     fmt,
@@ -21,6 +22,7 @@ pub(crate) use self::cluster::split_address;
 pub use self::{
     cluster::{ClusterSettings, Secret},
     inference::{InferenceKind, InferenceSettings},
+    scheduler::SchedulerSettings,
 };
 use crate::storage::blobs::Place;
 
@@ -47,6 +49,8 @@ pub struct Settings {
     pub embedder: EmbedderSettings,
     /// The model that answers.
     pub inference: InferenceSettings,
+    /// What is prepared for next turns.
+    pub scheduler: SchedulerSettings,
     /// The other machines.
     pub cluster: ClusterSettings,
     /// Searches over many cubes.
@@ -435,6 +439,7 @@ impl Settings {
         }
         mistakes.extend(self.cluster.mistakes_in_values());
         mistakes.extend(self.inference.mistakes_in_values());
+        mistakes.extend(self.scheduler.mistakes_in_values());
         mistakes
     }
 }

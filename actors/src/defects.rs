@@ -51,11 +51,17 @@ pub enum Defect {
     DeletedInContext,
     /// The name of a block does not tell which model computed it.
     ModelBlindKey,
+    /// The scheduler prepares a turn for the tenant of the turn before.
+    PreloadForOther,
+    /// A preload that is overtaken keeps its place among the background jobs.
+    LeakedPreload,
+    /// The scheduler takes in events without a bound.
+    UnboundedEvents,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::AckBeforeCommit,
         Self::NoFenceCheck,
         Self::RetryWithoutToken,
@@ -77,5 +83,8 @@ impl Defect {
         Self::ForeignBlock,
         Self::DeletedInContext,
         Self::ModelBlindKey,
+        Self::PreloadForOther,
+        Self::LeakedPreload,
+        Self::UnboundedEvents,
     ];
 }

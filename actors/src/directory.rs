@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod models;
+mod scheduling;
 
 use std::{
     fmt,
@@ -26,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use self::catalogue::CubeDescription;
 use crate::{
+    scheduler::SchedulerHandle,
     cluster::{
         ClusterParts, View,
         membership::{self, Membership, MembershipHandle},
@@ -151,6 +153,7 @@ pub(crate) struct Shared {
     pub(crate) search_places: SearchPlaces,
     feed: FeedHandle,
     housekeeper: OnceLock<HousekeeperHandle>,
+    pub(crate) scheduler: OnceLock<SchedulerHandle>,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -277,6 +280,7 @@ impl Cubes {
             search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
             feed,
             housekeeper: OnceLock::new(),
+            scheduler: OnceLock::new(),
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -312,6 +316,7 @@ impl Cubes {
         ];
         queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
+        queues.extend(self.scheduler().map(SchedulerHandle::queue));
         queues.extend(self.inference().into_iter().flat_map(InferenceHandle::queues));
         queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
         queues
@@ -334,6 +339,9 @@ impl Cubes {
             cluster.peers.kill();
             cluster.membership.kill();
         }
+        if let Some(scheduler) = self.scheduler() {
+            scheduler.kill();
+        }
         self.shared.feed.kill();
         if let Some(housekeeper) = self.shared.housekeeper.get() {
             housekeeper.kill();
@@ -355,6 +363,9 @@ impl Cubes {
     pub async fn shut_down(&self) {
         if let Some(cluster) = &self.shared.cluster {
             cluster.peers.close();
+        }
+        if let Some(scheduler) = self.scheduler() {
+            scheduler.stop().await;
         }
         self.shared.feed.stop().await;
         if let Some(housekeeper) = self.shared.housekeeper.get() {

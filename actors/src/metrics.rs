@@ -120,6 +120,24 @@ pub const ACTIVATION_CORRUPT_TOTAL: &str = "memcube_activation_corrupt_total";
 pub const ACTIVATION_INVALIDATED_TOTAL: &str = "memcube_activation_invalidated_total";
 /// Seconds to find what the next turn of a conversation may need.
 pub const SCENE_SECONDS: &str = "memcube_scene_seconds";
+/// Time of predicting and planning, once a cube has named candidates.
+pub const SCENE_DECISION_SECONDS: &str = "memcube_scene_decision_seconds";
+/// Events of conversations, by `kind`.
+pub const SCENE_EVENTS_TOTAL: &str = "memcube_scene_events_total";
+/// Events that found no place in the scheduler's queue.
+pub const SCENE_EVENTS_REFUSED_TOTAL: &str = "memcube_scene_events_refused_total";
+/// Thoughts about a next turn, by `kind` of preload and by `state` at their end.
+pub const PRELOADS_TOTAL: &str = "memcube_preloads_total";
+/// Memories that were preloaded or needed, by `outcome`: hit, late, wasted, held or missed.
+pub const PRELOADED_MEMORIES_TOTAL: &str = "memcube_preloaded_memories_total";
+/// Tokens that were computed ahead, of what was said included.
+pub const PRELOAD_TOKENS_TOTAL: &str = "memcube_preload_tokens_total";
+/// Tokens of memories that turns did not have to compute because they were preloaded.
+pub const PRELOAD_SAVED_TOKENS_TOTAL: &str = "memcube_preload_saved_tokens_total";
+/// Tokens of memories that were preloaded, and not needed by the next turn.
+pub const PRELOAD_WASTED_TOKENS_TOTAL: &str = "memcube_preload_wasted_tokens_total";
+/// Panics of the scheduler's actors.
+pub const SCHEDULER_PANICS_TOTAL: &str = "memcube_scheduler_panics_total";
 /// Relative error of blocks that were stored in 8 bits.
 pub const ACTIVATION_QUANTISATION_ERROR: &str = "memcube_activation_quantisation_error";
 /// Requests to a model elsewhere that failed, each try counted, by `kind`.
@@ -180,11 +198,30 @@ pub fn describe() {
     counter(FEED_EVENTS_TOTAL, "events handed to streams");
     counter(FEED_TRIMMED_TOTAL, "records trimmed from event feeds");
     describe_inference();
-    seconds(SCENE_SECONDS, "time to find what the next turn may need");
+    describe_scheduler();
     seconds(CHORE_SECONDS, "time of one run of a chore");
     counter(CHORES_FAILED_TOTAL, "runs of chores that failed");
     describe_histogram!(EMBED_BATCH_TEXTS, Unit::Count, "texts in one forward pass");
     describe_histogram!(STORE_GROUP_COMMITS, Unit::Count, "commits that shared one fsync");
+}
+
+fn describe_scheduler() {
+    let counter = |name: &'static str, text: &'static str| {
+        describe_counter!(name, Unit::Count, text);
+    };
+    let seconds = |name: &'static str, text: &'static str| {
+        describe_histogram!(name, Unit::Seconds, text);
+    };
+    seconds(SCENE_SECONDS, "time to find what the next turn may need");
+    seconds(SCENE_DECISION_SECONDS, "time of predicting and planning");
+    counter(SCENE_EVENTS_TOTAL, "events of conversations");
+    counter(SCENE_EVENTS_REFUSED_TOTAL, "events of conversations that found no place");
+    counter(PRELOADS_TOTAL, "thoughts about a next turn");
+    counter(PRELOADED_MEMORIES_TOTAL, "memories that were preloaded or needed, by outcome");
+    counter(PRELOAD_TOKENS_TOTAL, "tokens computed ahead");
+    counter(PRELOAD_SAVED_TOKENS_TOTAL, "tokens of memories that turns did not have to compute");
+    counter(PRELOAD_WASTED_TOKENS_TOTAL, "tokens of memories computed in vain");
+    counter(SCHEDULER_PANICS_TOTAL, "panics of the scheduler's actors");
 }
 
 fn describe_inference() {

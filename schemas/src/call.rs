@@ -7,11 +7,12 @@ use rkyv::{Archive, Deserialize, Serialize};
 use crate::{
     activation::{BlockKey, ContextRecord, KvBlock},
     command::{CubeCommand, CubeReply},
+    conversation::ConversationEvent,
     cube::CubeManifest,
     ids::{ConversationId, MemoryId, ModelId, Version},
     limits::TOP_K_DEFAULT,
     memory::{MemoryItem, MemoryKind},
-    scene::{SceneAnswer, SceneQuery},
+    scene::{SceneAnswer, SceneQuery, SceneTimeline},
 };
 
 /// What a caller asks of recall.
@@ -170,6 +171,10 @@ pub enum CubeCall {
     Context(Box<ContextQuery>),
     /// Find what the next turn of a conversation may need.
     Scene(Box<SceneQuery>),
+    /// Tell the node that owns the cube what happens in a conversation.
+    Note(Box<ConversationEvent>),
+    /// Tell what was preloaded for a conversation, and what became of it.
+    Scenes(ConversationId),
 }
 
 impl CubeCall {
@@ -191,7 +196,10 @@ impl CubeCall {
             | Self::Search(_)
             | Self::Describe
             | Self::Context(_)
-            | Self::Scene(_) => true,
+            | Self::Scene(_)
+            | Self::Scenes(_) => true,
+            // Events without a name may count twice.
+            Self::Note(event) => event.id.is_some(),
         }
     }
 }
@@ -215,4 +223,8 @@ pub enum CubeAnswer {
     Context(Box<ContextAnswer>),
     /// To `Scene`.
     Scene(Box<SceneAnswer>),
+    /// To `Note`: the scheduler has it.
+    Noted,
+    /// To `Scenes`.
+    Scenes(Box<SceneTimeline>),
 }

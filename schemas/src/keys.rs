@@ -37,6 +37,7 @@ const TAIL: u16 = 21;
 const RESTORING: u16 = 22;
 const KV_BLOCK: u16 = 23;
 const CONTEXT: u16 = 24;
+const PREDICTOR: u16 = 25;
 
 /// Shards of a tenant's event feed, so that its newest rows are not one hot spot. Part of the
 /// format: never changed.
@@ -393,6 +394,12 @@ pub fn kv_block(tenant: &TenantId, cube: &CubeId, block: BlockKey) -> Vec<u8> {
 #[must_use]
 pub fn kv_blocks(tenant: &TenantId, cube: &CubeId) -> KeyRange {
     KeyRange::below(&pack(&(tenant.as_str(), KV_BLOCK, cube.as_str())))
+}
+
+/// What a tenant's predictor has learned.
+#[must_use]
+pub fn predictor(tenant: &TenantId) -> Vec<u8> {
+    pack(&(tenant.as_str(), PREDICTOR))
 }
 
 /// The context of one conversation.

@@ -29,6 +29,7 @@ pub mod memory;
 pub mod node;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod peer;
+pub mod predictor;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod scene;
 pub mod snapshot;

@@ -269,6 +269,33 @@ pub const CONTEXT_SEGMENTS_MAX: usize = 1_024;
 
 /// Memories that a scene remembers to have been of use: what counts after some twenty turns.
 pub const SCENE_ACCESSES_MAX: usize = 256;
+/// Bytes of one event of a conversation: more than anybody types between two of them.
+pub const EVENT_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Events that wait for the scheduler: with texts of usual length, a few MiB.
+pub const EVENTS_WAITING_MAX: usize = 4_096;
+/// Events of one tenant among them, so that one tenant never takes all places.
+pub const EVENTS_WAITING_PER_TENANT_MAX: usize = 512;
+/// Actors among which conversations are spread.
+pub const SCHEDULER_SHARDS: usize = 4;
+/// Conversations that a node follows; past it, the one that was silent longest is forgotten.
+pub const SCENES_MAX: usize = 2_048;
+/// Bytes of what was said in one conversation that the scheduler keeps, so as to have it computed
+/// ahead: more than most windows hold.
+pub const SCENE_PROMPT_BYTES_MAX: usize = 1 << 20;
+/// The same for all conversations of a node.
+pub const SCENES_PROMPT_BYTES_MAX: usize = 256 << 20;
+/// Decisions of a conversation that its timeline remembers.
+pub const SCENE_ENTRIES_MAX: usize = 64;
+/// Names of events of a conversation that are remembered, so that each counts once.
+pub const SCENE_EVENT_IDS_MAX: usize = 128;
+/// Tenants whose predictor and budget are in RAM.
+pub const SCHEDULER_TENANTS_MAX: usize = 1_024;
+/// Milliseconds that one preload may take.
+pub const PRELOAD_MS_MAX: u64 = 60_000;
+/// Tokens of memories that one preload adds to a context.
+pub const PRELOAD_TOKENS_DEFAULT: usize = 512;
+/// Tokens that are computed ahead for one tenant in a minute.
+pub const PRELOAD_TENANT_TOKENS_PER_MINUTE_DEFAULT: u64 = 60_000;
 /// Candidates that a cube names for the next turn: several times what fits into a prompt.
 pub const SCENE_CANDIDATES_MAX: usize = 256;
 

@@ -56,7 +56,7 @@ pub struct SceneQuery {
 }
 
 /// What is known of a memory that may be needed. Similarities are z-scores over the cube.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct SceneFeatures {
     /// Similarity to the last turn.
     pub last: f32,
@@ -77,7 +77,7 @@ pub struct SceneFeatures {
 }
 
 /// A memory that may be needed.
-#[derive(Debug, Clone, Copy, PartialEq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct SceneCandidate {
     /// Which memory.
     pub id: MemoryId,
@@ -96,4 +96,220 @@ pub struct SceneAnswer {
     pub candidates: Vec<SceneCandidate>,
     /// The version of the cube that was read.
     pub version: Version,
+}
+
+/// Why the scheduler thought about the next turn.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize,
+    serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SceneReason {
+    /// A turn was finished.
+    TurnFinished,
+    /// Somebody is typing.
+    Typing,
+    /// A topic was marked.
+    TopicMarked,
+    /// The assistant waits for a tool.
+    ToolCalled,
+    /// The user is back.
+    Resumed,
+    /// The scheduler was started anew, or the cube has moved.
+    Recovered,
+}
+
+impl SceneReason {
+    /// The name on the wire, and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TurnFinished => "turn_finished",
+            Self::Typing => "typing",
+            Self::TopicMarked => "topic_marked",
+            Self::ToolCalled => "tool_called",
+            Self::Resumed => "resumed",
+            Self::Recovered => "recovered",
+        }
+    }
+}
+
+/// What is prepared.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize,
+    serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PreloadKind {
+    /// The cube is in RAM, and the memories that may be needed are known: the working set.
+    Plaintext,
+    /// What a model computes of them is in its cache, too.
+    Activation,
+    /// An adapter is on top of the model, too.
+    Parameter,
+}
+
+impl PreloadKind {
+    /// The name on the wire, and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Activation => "activation",
+            Self::Parameter => "parameter",
+        }
+    }
+}
+
+/// What became of a preload.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize,
+    serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PreloadState {
+    /// It is being decided or computed.
+    Running,
+    /// It is in place.
+    Loaded,
+    /// Nothing was worth its cost.
+    Nothing,
+    /// The next turn came before it was in place.
+    Overtaken,
+    /// It failed; `detail` says why.
+    Failed,
+}
+
+impl PreloadState {
+    /// The name on the wire, and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Loaded => "loaded",
+            Self::Nothing => "nothing",
+            Self::Overtaken => "overtaken",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A memory that the next turn may need, and why that is thought.
+#[derive(
+    Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PlannedMemory {
+    /// Which memory.
+    pub id: MemoryId,
+    /// How likely it is to be needed, from 0 to 1.
+    pub probability: f32,
+    /// Its tokens.
+    pub tokens: u32,
+    /// What speaks most for it: the name of a feature.
+    pub because: String,
+}
+
+/// What a turn needed of what was prepared for it.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Default, Archive, Serialize, Deserialize,
+    serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SceneOutcome {
+    /// Preloaded and needed.
+    pub hits: Vec<MemoryId>,
+    /// Needed, and planned, but not in place in time.
+    pub late: Vec<MemoryId>,
+    /// Preloaded, and not needed by this turn.
+    pub wasted: Vec<MemoryId>,
+    /// Needed, and in the context since an earlier turn.
+    pub held: Vec<MemoryId>,
+    /// Needed, and not thought of.
+    pub missed: Vec<MemoryId>,
+    /// Tokens of memories that the turn did not have to compute because of this preload.
+    pub saved_tokens: u64,
+    /// Tokens of memories that were computed in vain, so far.
+    pub wasted_tokens: u64,
+}
+
+/// One time that the scheduler thought about the next turn.
+#[derive(
+    Debug, Clone, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SceneEntry {
+    /// Counts up within the conversation.
+    pub number: u64,
+    /// When: Unix milliseconds.
+    pub at_ms: i64,
+    /// Why.
+    pub reason: SceneReason,
+    /// What was to be prepared.
+    pub kind: PreloadKind,
+    /// What became of it.
+    pub state: PreloadState,
+    /// More about that, in words.
+    pub detail: Option<String>,
+    /// Memories that were weighed.
+    pub candidates: u32,
+    /// Memories that were in the context already.
+    pub held: u32,
+    /// What is preloaded, likeliest first.
+    pub planned: Vec<PlannedMemory>,
+    /// Tokens that the plan could spend: the least of room, bytes, time and the tenant's budget.
+    pub budget_tokens: u64,
+    /// Tokens that the plan expected to save.
+    pub expected_tokens: f32,
+    /// Tokens that were computed ahead, what was said included.
+    pub computed_tokens: u64,
+    /// Microseconds for predicting and planning.
+    pub decided_us: u64,
+    /// Microseconds from the event to the end.
+    pub took_us: u64,
+    /// What the next turn needed of it; unknown until that has come.
+    pub outcome: Option<SceneOutcome>,
+}
+
+impl SceneEntry {
+    /// One of which nothing is known yet.
+    #[must_use]
+    pub const fn begun(number: u64, at_ms: i64, reason: SceneReason) -> Self {
+        Self {
+            number,
+            at_ms,
+            reason,
+            kind: PreloadKind::Plaintext,
+            state: PreloadState::Running,
+            detail: None,
+            candidates: 0,
+            held: 0,
+            planned: Vec::new(),
+            budget_tokens: 0,
+            expected_tokens: 0.0,
+            computed_tokens: 0,
+            decided_us: 0,
+            took_us: 0,
+            outcome: None,
+        }
+    }
+}
+
+/// What was done for a conversation, oldest first.
+#[derive(
+    Debug, Clone, PartialEq, Default, Archive, Serialize, Deserialize,
+    serde::Serialize, serde::Deserialize,
+)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SceneTimeline {
+    /// The last of them.
+    pub entries: Vec<SceneEntry>,
+    /// The memories that the next turn is thought to need, likeliest first, whether or not they are
+    /// in a model's cache.
+    pub working_set: Vec<MemoryId>,
+    /// Microseconds until the user usually says something again.
+    pub back_in_us: u64,
 }

@@ -100,6 +100,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::nodes::routes())
         .merge(http::vectors::routes())
         .merge(http::events::routes())
+        .merge(http::conversations::routes())
         .merge(openai::routes())
         .merge(memos::routes())
         .route("/metrics", get(http::health::metrics))

@@ -110,6 +110,9 @@ impl Cubes {
         let mut answer =
             Err(Error::unavailable(format!("the cube `{}` keeps leaving RAM; retry", key.cube))
                 .retry_after_ms(500));
+        if let Some(answer) = self.ask_scheduler(key, call).await {
+            return answer;
+        }
         for _ in 0..TRIES_MAX {
             let slot = self.slot(key).await?;
             let (sender, receiver) = oneshot::channel();
@@ -125,7 +128,12 @@ impl Cubes {
                     self.why_ended(key, slot.actor.get_id()).await?;
                     answer = Err(error);
                 }
-                Ok(result) => return result,
+                Ok(result) => {
+                    if result.is_ok() {
+                        self.tell_scheduler(key, call);
+                    }
+                    return result;
+                }
                 Err(_) => match self.why_ended(key, slot.actor.get_id()).await? {
                     // Whoever was part of a commit has been answered: this call had no effect.
                     Ended::Passivated | Ended::Fenced => {}

@@ -349,7 +349,7 @@ impl CubeHandle {
     }
 
     /// Asks the cube for a context, and for the rows of blocks.
-    async fn read_context(
+    pub(super) async fn read_context(
         &self,
         model: ModelId,
         conversation: &ConversationId,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use memcube_schemas::{
-    RequestId,
+    ConversationId, RequestId,
     conversation::{Message, Role},
     limits::{MESSAGE_BYTES_MAX, REPLY_MS_DEFAULT, TOP_K_MAX},
     memory::MemoryItem,
@@ -14,11 +14,12 @@ use tokio::time::timeout;
 
 use super::{
     AddOutcome, AddRequest, ChatOpening, ChatRequest, ChatStream, CubeHandle, PreloadRequest,
-    SearchRequest, context::ChatTurn,
+    PromptSoFar, SearchRequest, context::ChatTurn,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
     inference::{FinishReason, Finished, ReplyEvent, Reuse},
+    scheduler::{AnsweredTurn, SceneKey, SchedulerHandle},
 };
 
 /// How often a turn is written again whose write failed for now.
@@ -91,6 +92,38 @@ pub struct TurnStream {
     start_us: u64,
     /// When the model was asked.
     asked_us: u64,
+    answering: Option<Answering>,
+}
+
+/// Tells the scheduler that a turn is being answered, and whether it was.
+#[derive(Debug)]
+struct Answering {
+    scheduler: SchedulerHandle,
+    scene: SceneKey,
+    is_over: bool,
+}
+
+impl Answering {
+    /// A turn begins; `None` without a scheduler.
+    fn begin(cube: &CubeHandle, conversation: &ConversationId) -> Option<Self> {
+        let scheduler = cube.cubes().scheduler()?.clone();
+        let scene = SceneKey { cube: cube.key().clone(), conversation: conversation.clone() };
+        scheduler.begins(&scene);
+        Some(Self { scheduler, scene, is_over: false })
+    }
+
+    fn answered(mut self, turn: AnsweredTurn) {
+        self.is_over = true;
+        self.scheduler.answered(&self.scene, turn);
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.scheduler.broke_off(&self.scene);
+        }
+    }
 }
 
 /// What was said, for when it is remembered.
@@ -157,7 +190,7 @@ impl TurnStream {
             })?;
             // How the caller will write down calls of tools, nobody knows yet.
             if finished.reason != FinishReason::ToolCalls {
-                self.compute_ahead(turn.chat, ChatTurn::new(Role::Assistant, reply), kept);
+                self.prepare_next(turn.chat, ChatTurn::new(Role::Assistant, reply), kept);
             }
         }
         let Finished { reason, reuse, timings, .. } = finished;
@@ -214,9 +247,10 @@ impl TurnStream {
         }
     }
 
-    /// Computes what was said on top of what is kept, behind everybody who waits for an answer.
-    fn compute_ahead(
-        &self,
+    /// Leaves the next turn to the scheduler; without one, computes what was said on top of what is
+    /// kept, behind everybody who waits for an answer.
+    fn prepare_next(
+        &mut self,
         chat: ChatRequest,
         reply: ChatTurn,
         kept: impl Future<Output = bool> + Send + 'static,
@@ -225,13 +259,21 @@ impl TurnStream {
         let ChatRequest { conversation, preamble, mut turns, message, .. } = chat;
         turns.push(message);
         turns.push(reply);
-        let (memories, ms_max) = (Vec::new(), REPLY_MS_DEFAULT);
-        let preload = PreloadRequest { conversation, preamble, turns, memories, ms_max };
+        let answering = self.answering.take();
+        let used = self.stream.opening().memories.clone();
+        let asked_us = self.start_us;
         self.cube.cubes().environment().spawn(async move {
             // Without what the reply leaves behind there is nothing to add to.
             if !kept.await {
                 return;
             }
+            if let Some(answering) = answering {
+                let prompt = PromptSoFar { preamble: preamble.into(), turns: Arc::new(turns) };
+                answering.answered(AnsweredTurn { prompt, used, asked_us });
+                return;
+            }
+            let (memories, ms_max) = (Vec::new(), REPLY_MS_DEFAULT);
+            let preload = PreloadRequest { conversation, preamble, turns, memories, ms_max };
             if let Err(error) = cube.preload(preload).await {
                 tracing::debug!(cube = %cube.id(), %error, "a turn was not computed ahead");
             }
@@ -266,13 +308,14 @@ impl CubeHandle {
         } else {
             None
         };
+        let answering = Answering::begin(self, &chat.conversation);
         let mut stream = self.chat(chat).await?;
         if !remember {
             // Nothing of the turn is left for the next one but what RAM happens to hold.
             stream.after = None;
         }
         let asked_us = stream.asked_us;
-        Ok(TurnStream { cube: self.clone(), stream, turn, start_us, asked_us })
+        Ok(TurnStream { cube: self.clone(), stream, turn, start_us, asked_us, answering })
     }
 }
 

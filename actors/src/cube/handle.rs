@@ -359,6 +359,11 @@ impl CubeHandle {
         }
     }
 
+    /// Asks the scheduler of the node that owns the cube.
+    pub(crate) async fn ask_of_scheduler(&self, call: CubeCall) -> Result<CubeAnswer> {
+        self.call("scheduler", call).await
+    }
+
     async fn change(&self, name: &'static str, command: CubeCommand) -> Result<CubeReply> {
         let CubeAnswer::Changed(reply) = self.call(name, CubeCall::Change(command)).await? else {
             return Err(unexpected_reply());

@@ -21,6 +21,7 @@ mod journal;
 mod load;
 mod message;
 mod parts;
+mod preloader;
 mod reads;
 pub mod recall;
 mod requests;
@@ -54,6 +55,7 @@ pub(crate) use self::{
     hydrate::Hydrator,
     journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
+    preloader::{Look, PreloadMessage, Preloader, PromptSoFar},
     requests::check_search,
     snapshots::SnapshotKeeper,
     state::{Claim, CubeKey, CubeState, text_hash},
@@ -193,7 +195,9 @@ impl Running {
             | CubeCall::Search(_)
             | CubeCall::Describe
             | CubeCall::Context(_)
-            | CubeCall::Scene(_) => self.read(myself, call, reply),
+            | CubeCall::Scene(_)
+            | CubeCall::Note(_)
+            | CubeCall::Scenes(_) => self.read(myself, call, reply),
         }
     }
 

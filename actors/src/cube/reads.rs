@@ -154,6 +154,9 @@ impl Running {
             CubeCall::Change(_) | CubeCall::Erase => {
                 Err(Error::internal("a change was taken for a read"))
             }
+            CubeCall::Note(_) | CubeCall::Scenes(_) => {
+                Err(Error::internal("a question for the scheduler was taken for a read"))
+            }
         }
     }
 

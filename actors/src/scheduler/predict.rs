@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use memcube_schemas::{
     MemoryId,
+    predictor::PredictorRecord,
     scene::{SceneCandidate, SceneFeatures},
 };
 
@@ -12,6 +13,12 @@ use memcube_schemas::{
 const INPUTS: usize = 10;
 
 type Inputs = [f32; INPUTS];
+
+/// What the inputs are called, where people read weights.
+pub const INPUT_NAMES: [&str; INPUTS] = [
+    "last_turn", "recent_turns", "scene", "typed", "next_speaker", "used_lately", "used_often",
+    "substance", "resident", "constant",
+];
 
 /// What a model knows before it has seen anything, as log odds: chosen on the visible conversations
 /// of the benchmark and rounded. Similarity to the last few turns counts most; what the next speaker
@@ -65,6 +72,58 @@ fn probability(inputs: &Inputs, weights: &Inputs) -> f32 {
 }
 
 impl Predictor {
+    /// Weights that were learned before; `None` if they belong to other inputs.
+    #[must_use]
+    pub fn from_record(record: &PredictorRecord) -> Option<Self> {
+        let [silent, typing] = &record.weights;
+        let weights = |weights: &Vec<f32>| -> Option<Inputs> {
+            let weights: Inputs = weights.as_slice().try_into().ok()?;
+            weights.iter().all(|weight| weight.is_finite()).then_some(weights)
+        };
+        (record.inputs == INPUT_NAMES.join(" ")).then_some(())?;
+        Some(Self { weights: [weights(silent)?, weights(typing)?], turns: record.turns })
+    }
+
+    /// What is kept of it.
+    #[must_use]
+    pub fn record(&self, generation: u64, at_ms: i64) -> PredictorRecord {
+        PredictorRecord {
+            generation,
+            inputs: INPUT_NAMES.join(" "),
+            weights: self.weights.map(Vec::from),
+            turns: self.turns,
+            at_ms,
+        }
+    }
+
+    /// Takes in what another node has learned meanwhile: the mean of both.
+    pub fn join(&mut self, other: &Self) {
+        for (weights, others) in self.weights.iter_mut().zip(other.weights) {
+            for (weight, other) in weights.iter_mut().zip(others) {
+                *weight = f32::midpoint(*weight, other);
+            }
+        }
+        self.turns = self.turns.max(other.turns);
+    }
+
+    /// Every weight by name: before anything is typed, and while something is typed.
+    pub fn weights(&self) -> impl Iterator<Item = (&'static str, [f32; 2])> {
+        let [silent, typing] = self.weights;
+        let both = silent.into_iter().zip(typing).map(|(silent, typing)| [silent, typing]);
+        INPUT_NAMES.into_iter().zip(both)
+    }
+
+    /// What speaks most for a memory: the name of an input.
+    #[must_use]
+    pub fn because(&self, features: &SceneFeatures, is_typing: bool) -> &'static str {
+        let weights = &self.weights[usize::from(is_typing)];
+        let says = inputs(features, false).into_iter().zip(weights).zip(INPUT_NAMES);
+        // The constant term says the same of all.
+        let says = says.take(INPUTS - 1).map(|((input, weight), name)| (input * weight, name));
+        let most = says.max_by(|(left, _), (right, _)| left.total_cmp(right));
+        most.map_or("", |(_, name)| name)
+    }
+
     /// Turns that it has learned from.
     #[must_use]
     pub const fn turns(&self) -> u64 {
@@ -137,6 +196,30 @@ mod tests {
 
     fn order(predictions: &[Prediction]) -> Vec<MemoryId> {
         predictions.iter().map(|prediction| prediction.candidate.id).collect()
+    }
+
+    #[test]
+    fn what_was_learned_is_kept_and_joined() {
+        let mut taught = Predictor::default();
+        let near = SceneFeatures { recent: 2.0, ..SceneFeatures::default() };
+        taught.learn(&[candidate(1, near)], &[MemoryId::from_parts(1, 0)].into(), false);
+        assert_ne!(taught, Predictor::default());
+        let record = taught.record(3, 0);
+        assert_eq!(Predictor::from_record(&record), Some(taught.clone()));
+        for broken in [
+            PredictorRecord { inputs: "others".to_owned(), ..record.clone() },
+            PredictorRecord { weights: [vec![0.0], vec![0.0]], ..record.clone() },
+            PredictorRecord { weights: record.weights.clone().map(|w| vec![f32::NAN; w.len()]), ..record },
+        ] {
+            assert_eq!(Predictor::from_record(&broken), None);
+        }
+        let mut other = Predictor::default();
+        other.join(&taught);
+        let recent = |predictor: &Predictor| predictor.weights().nth(1).expect("the second").1[0];
+        let mean = f32::midpoint(recent(&Predictor::default()), recent(&taught));
+        assert!((recent(&other) - mean).abs() < 1e-6);
+        assert_eq!(other.turns(), 1);
+        assert_eq!(taught.because(&near, false), "recent_turns");
     }
 
     #[test]

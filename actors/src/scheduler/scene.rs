@@ -24,6 +24,9 @@ const ACCESS_DECAY: f32 = 0.9;
 /// Uses below this are forgotten.
 const ACCESS_MIN: f32 = 0.01;
 
+/// Bytes of a turn that count: an embedding sees no more of it.
+const TURN_BYTES_MAX: usize = 4 << 10;
+
 /// Something that was said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SceneTurn {
@@ -67,13 +70,46 @@ impl Scene {
         for access in self.accessed.values_mut() {
             access.recency *= ACCESS_DECAY;
         }
+        self.used(used);
+    }
+
+    /// A turn had a use for these memories, as is known now.
+    pub fn used(&mut self, used: &[MemoryId]) {
         for id in used {
-            let access =
-                self.accessed.entry(*id).or_insert(Access { id: *id, recency: 0.0, count: 0 });
+            let unused = Access { id: *id, recency: 0.0, count: 0 };
+            let access = self.accessed.entry(*id).or_insert(unused);
             access.recency += 1.0;
             access.count = access.count.saturating_add(1);
         }
         self.forget_faded();
+    }
+
+    /// Texts without a vector, as far as they count.
+    #[must_use]
+    pub fn unembedded(&self) -> Vec<String> {
+        let said = self.turns.iter().map(|turn| &turn.passage).chain(&self.typed);
+        let bare = said.filter(|passage| passage.vector.is_none());
+        bare.map(|passage| counted(&passage.text).to_owned()).collect()
+    }
+
+    /// Vectors of texts that had none.
+    pub fn embedded(&mut self, vectors: &BTreeMap<String, Vec<f32>>) {
+        let said = self.turns.iter_mut().map(|turn| &mut turn.passage).chain(&mut self.typed);
+        for passage in said.filter(|passage| passage.vector.is_none()) {
+            passage.vector = vectors.get(counted(&passage.text)).cloned();
+        }
+    }
+
+    /// Whether this stands among so many of the last turns already.
+    #[must_use]
+    pub fn has_said(&self, role: Role, text: &str, within: usize) -> bool {
+        self.turns.iter().rev().take(within).any(|turn| turn.role == role && turn.passage.text == text)
+    }
+
+    /// Whether something of the next turn is known already.
+    #[must_use]
+    pub const fn is_typing(&self) -> bool {
+        self.typed.is_some()
     }
 
     /// Somebody is typing: this is what stands there so far. Nothing typed ends it.
@@ -152,6 +188,10 @@ impl Scene {
         let vector = (norm > 0.0).then(|| sum.into_iter().map(|value| value / norm).collect());
         Passage { text, vector }
     }
+}
+
+fn counted(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TURN_BYTES_MAX.min(text.len()))]
 }
 
 #[cfg(test)]

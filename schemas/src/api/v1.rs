@@ -30,10 +30,15 @@ macro_rules! body {
 }
 
 // Below the macro, which it uses.
+mod conversations;
 mod events;
 mod nodes;
 mod tenant_search;
 
+pub use conversations::{
+    ConversationEventBody, ConversationEventRequest, ConversationEventResponse, PredictorResponse,
+    PredictorWeight,
+};
 pub use events::{ChangeBody, ChangeKind, EventBody, EventKind, EventsResponse, StreamClosed};
 pub use nodes::{HandOverRequest, HandOverResponse, ListNodesResponse, NodeBody, NodeCondition};
 pub use tenant_search::{

@@ -1,6 +1,7 @@
 //! `/v1`: our own interface, one file a resource.
 
 pub(crate) mod backups;
+pub(crate) mod conversations;
 pub(crate) mod cubes;
 pub(crate) mod events;
 pub(crate) mod health;
