@@ -12,6 +12,7 @@ use memcube_actors::{
         Engine, InferenceParts,
         remote::{RemoteModel, RemoteParts},
     },
+    scheduler::{SchedulerParts, log::DecisionLog},
     storage::{
         InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex,
         blobs::{Plain, Seal},
@@ -24,7 +25,9 @@ use memcube_schemas::{NodeId, limits::TABLE_IN_RAM_ROWS_MAX};
 use object_store::ObjectStore;
 
 use crate::{
-    cluster, environment,
+    cluster,
+    decision_log::FileLog,
+    environment,
     inference::{self, openai::OpenAiModel},
     settings::{EmbedderKind, InferenceKind, Settings, StoreKind, VectorsKind},
     storage::{self, EmbeddedStore},
@@ -205,6 +208,9 @@ impl NodeBuilder {
         if let Some(model) = language_model {
             serve(&cubes, &settings, model).await?;
         }
+        if settings.scheduler.enabled {
+            cubes.schedule(scheduler_parts(&settings)?).await?;
+        }
         let rules = HouseRules { feed_keep_ms: settings.feed.keep_ms, ..HouseRules::default() };
         cubes.keep_house(rules, chores).await?;
         Ok(Node { cubes, store, environment, settings })
@@ -311,6 +317,12 @@ fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Infer
     let segment_repair_tokens = settings.inference.repair_tokens();
     let parts = InferenceParts { cache, segment_repair_tokens, ..InferenceParts::new(engine) };
     Ok(InferenceParts { disk, objects_are_local: !are_in_bucket, ..parts })
+}
+
+fn scheduler_parts(settings: &Settings) -> Result<SchedulerParts> {
+    let log = settings.scheduler.decision_log.as_deref().map(FileLog::open).transpose()?;
+    let log = log.map(|log| Arc::new(log) as Arc<dyn DecisionLog>);
+    Ok(SchedulerParts { rules: settings.scheduler.rules(), log })
 }
 
 async fn serve(cubes: &Cubes, settings: &Settings, model: LanguageModel) -> Result<()> {

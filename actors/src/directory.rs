@@ -27,7 +27,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use self::catalogue::CubeDescription;
 use crate::{
-    scheduler::SchedulerHandle,
     cluster::{
         ClusterParts, View,
         membership::{self, Membership, MembershipHandle},
@@ -41,6 +40,10 @@ use crate::{
     host::{CubeHost, Ended, HostHandle, HostSettings},
     housekeeper::{BlobSweeper, Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
     inference::InferenceHandle,
+    scheduler::{
+        SchedulerHandle,
+        jobs::{JobRules, JobsHandle},
+    },
     storage::{Blobs, RangeRead, SharedStore, blobs::Seal},
     tenant::TenantContext,
     vectors::{SearchPlaces, VectorParts, VectorTier},
@@ -154,6 +157,7 @@ pub(crate) struct Shared {
     feed: FeedHandle,
     housekeeper: OnceLock<HousekeeperHandle>,
     pub(crate) scheduler: OnceLock<SchedulerHandle>,
+    jobs: JobsHandle,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -264,6 +268,7 @@ impl Cubes {
             }
             None => None,
         };
+        let jobs = JobsHandle::start(environment.clone(), JobRules::default()).await?;
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -281,6 +286,7 @@ impl Cubes {
             feed,
             housekeeper: OnceLock::new(),
             scheduler: OnceLock::new(),
+            jobs,
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -422,6 +428,12 @@ impl Cubes {
         let output = self.shared.store.read(vec![RangeRead::all(keys::nodes())]).await?;
         let entries = output.pages.into_iter().flat_map(|page| page.entries);
         entries.map(|entry| Ok(decode(&entry.value)?)).collect()
+    }
+
+    /// Background jobs of this node.
+    #[must_use]
+    pub fn jobs(&self) -> &JobsHandle {
+        &self.shared.jobs
     }
 
     /// What the commits of a tenant's cubes did, in order.

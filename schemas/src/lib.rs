@@ -16,6 +16,7 @@ pub mod call;
 pub mod codec;
 #[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod command;
+#[allow(missing_docs, reason = "rkyv derives undocumented helpers for variants with named fields")]
 pub mod conversation;
 pub mod cube;
 pub mod feed;

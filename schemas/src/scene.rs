@@ -56,7 +56,18 @@ pub struct SceneQuery {
 }
 
 /// What is known of a memory that may be needed. Similarities are z-scores over the cube.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct SceneFeatures {
     /// Similarity to the last turn.
     pub last: f32,
@@ -77,7 +88,17 @@ pub struct SceneFeatures {
 }
 
 /// A memory that may be needed.
-#[derive(Debug, Clone, Copy, PartialEq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct SceneCandidate {
     /// Which memory.
     pub id: MemoryId,
@@ -100,8 +121,18 @@ pub struct SceneAnswer {
 
 /// Why the scheduler thought about the next turn.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize,
-    serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -137,8 +168,18 @@ impl SceneReason {
 
 /// What is prepared.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize,
-    serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -165,8 +206,18 @@ impl PreloadKind {
 
 /// What became of a preload.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize,
-    serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -204,6 +255,7 @@ impl PreloadState {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PlannedMemory {
     /// Which memory.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub id: MemoryId,
     /// How likely it is to be needed, from 0 to 1.
     pub probability: f32,
@@ -215,20 +267,33 @@ pub struct PlannedMemory {
 
 /// What a turn needed of what was prepared for it.
 #[derive(
-    Debug, Clone, PartialEq, Eq, Default, Archive, Serialize, Deserialize,
-    serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    PartialEq,
+    Eq,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SceneOutcome {
     /// Preloaded and needed.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub hits: Vec<MemoryId>,
     /// Needed, and planned, but not in place in time.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub late: Vec<MemoryId>,
     /// Preloaded, and not needed by this turn.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub wasted: Vec<MemoryId>,
     /// Needed, and in the context since an earlier turn.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub held: Vec<MemoryId>,
     /// Needed, and not thought of.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub missed: Vec<MemoryId>,
     /// Tokens of memories that the turn did not have to compute because of this preload.
     pub saved_tokens: u64,
@@ -300,8 +365,15 @@ impl SceneEntry {
 
 /// What was done for a conversation, oldest first.
 #[derive(
-    Debug, Clone, PartialEq, Default, Archive, Serialize, Deserialize,
-    serde::Serialize, serde::Deserialize,
+    Debug,
+    Clone,
+    PartialEq,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SceneTimeline {
@@ -309,6 +381,7 @@ pub struct SceneTimeline {
     pub entries: Vec<SceneEntry>,
     /// The memories that the next turn is thought to need, likeliest first, whether or not they are
     /// in a model's cache.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub working_set: Vec<MemoryId>,
     /// Microseconds until the user usually says something again.
     pub back_in_us: u64,

@@ -261,7 +261,6 @@ impl TurnStream {
         turns.push(reply);
         let answering = self.answering.take();
         let used = self.stream.opening().memories.clone();
-        let asked_us = self.start_us;
         self.cube.cubes().environment().spawn(async move {
             // Without what the reply leaves behind there is nothing to add to.
             if !kept.await {
@@ -269,7 +268,7 @@ impl TurnStream {
             }
             if let Some(answering) = answering {
                 let prompt = PromptSoFar { preamble: preamble.into(), turns: Arc::new(turns) };
-                answering.answered(AnsweredTurn { prompt, used, asked_us });
+                answering.answered(AnsweredTurn { prompt, used });
                 return;
             }
             let (memories, ms_max) = (Vec::new(), REPLY_MS_DEFAULT);

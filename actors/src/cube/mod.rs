@@ -47,6 +47,7 @@ pub use self::{
     context::{ChatTurn, HEADING as MEMORIES_HEADING, Rebuild, UsedMemory, rebuild},
     converse::{ConverseRequest, FinishedTurn, TurnEvent, TurnStream},
     handle::CubeHandle,
+    preloader::PreloadMessage,
     recall::{ArmScores, Hit, SearchFilter, SearchRequest},
     requests::{AddOutcome, AddRequest, DeleteRequest, UpdateRequest},
 };
@@ -55,7 +56,7 @@ pub(crate) use self::{
     hydrate::Hydrator,
     journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
-    preloader::{Look, PreloadMessage, Preloader, PromptSoFar},
+    preloader::{Look, Preloader, PromptSoFar},
     requests::check_search,
     snapshots::SnapshotKeeper,
     state::{Claim, CubeKey, CubeState, text_hash},

@@ -9,7 +9,9 @@ use memcube_schemas::{
     scene::{PreloadKind, SceneCandidate, SceneQuery},
 };
 
-use super::{CubeHandle, CubeKey, PreloadOutcome, PreloadRequest, SearchRequest, context::ChatTurn};
+use super::{
+    CubeHandle, CubeKey, PreloadOutcome, PreloadRequest, SearchRequest, context::ChatTurn,
+};
 use crate::{
     directory::Cubes,
     error::{Error, Result},
@@ -30,7 +32,7 @@ pub(crate) struct Preloader {
 
 /// What is to be ready for the next turn of a conversation.
 #[derive(Debug, Clone)]
-pub(crate) enum PreloadMessage {
+pub enum PreloadMessage {
     /// The cube is in RAM. Whoever was told the candidates has seen to that.
     Plaintext,
     /// What was said and these memories are in the model's cache.
@@ -44,7 +46,8 @@ pub(crate) enum PreloadMessage {
 
 impl PreloadMessage {
     /// Its kind.
-    pub(crate) const fn kind(&self) -> PreloadKind {
+    #[must_use]
+    pub const fn kind(&self) -> PreloadKind {
         match self {
             Self::Plaintext => PreloadKind::Plaintext,
             Self::Activation(_) => PreloadKind::Activation,

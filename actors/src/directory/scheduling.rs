@@ -14,7 +14,7 @@ use super::Cubes;
 use crate::{
     cube::{CubeHandle, CubeKey},
     error::{Error, Result},
-    scheduler::{SceneKey, SchedulerHandle, SchedulerParts},
+    scheduler::{SceneKey, SchedulerHandle, SchedulerParts, recover},
 };
 
 /// Memories of one add that may be the last turns of a conversation.
@@ -43,7 +43,11 @@ impl Cubes {
         let jobs = self.jobs().clone();
         let started = SchedulerHandle::start(node, store, environment, jobs, parts).await?;
         match self.shared.scheduler.set(started) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                let cubes = std::sync::Arc::downgrade(&self.shared);
+                self.environment().spawn(async move { recover(&cubes).await });
+                Ok(())
+            }
             Err(second) => {
                 second.stop().await;
                 Err(Error::internal("the scheduler was started twice"))

@@ -221,9 +221,7 @@ impl ShardState {
             Some(wait_us) => {
                 let key = scene.clone();
                 // One that comes when nothing is due any more changes nothing.
-                drop(myself.send_after(Duration::from_micros(wait_us), || {
-                    ShardMessage::Due(key)
-                }));
+                drop(myself.send_after(Duration::from_micros(wait_us), || ShardMessage::Due(key)));
             }
         }
     }
@@ -248,7 +246,7 @@ impl ShardState {
                 ..SceneEntry::begun(thought.number, thought.at_ms, thought.reason)
             }),
         };
-        let name = format!("{cube}/{}#{}", scene.conversation, thought.number);
+        let name = format!("{cube} {}", shared.next_serial());
         let mut ending = ending;
         let work = Box::new(move || {
             let work = async move {
@@ -340,7 +338,11 @@ async fn run(
     let thinker = Thinker { shared, cubes, key: &key, preloader };
     tokio::select! {
         biased;
-        _ = cancelled => {}
+        _ = cancelled => {
+            if shared.environment.plants(Defect::LeakedPreload) {
+                std::future::pending::<()>().await;
+            }
+        }
         entry = thinker.think(&mut thought, tell) => ending.entry = Some(entry),
     }
 }

@@ -57,7 +57,8 @@ impl Budgets {
                 self.tenants.remove(&fullest);
             }
         }
-        let bucket = self.tenants.entry(tenant.clone()).or_insert(Bucket { tokens: full, at_us: now_us });
+        let bucket =
+            self.tenants.entry(tenant.clone()).or_insert(Bucket { tokens: full, at_us: now_us });
         bucket.tokens = filled(bucket);
         bucket.at_us = now_us;
         bucket

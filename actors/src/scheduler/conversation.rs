@@ -7,8 +7,7 @@ use memcube_schemas::{
     conversation::{ConversationEvent, ConversationEventKind, Role},
     limits::{SCENE_ENTRIES_MAX, SCENE_EVENT_IDS_MAX, SCENE_PROMPT_BYTES_MAX},
     scene::{
-        Passage, PreloadState, SceneCandidate, SceneEntry, SceneOutcome, SceneReason,
-        SceneTimeline,
+        Passage, PreloadState, SceneCandidate, SceneEntry, SceneOutcome, SceneReason, SceneTimeline,
     },
 };
 use tokio::sync::oneshot;
@@ -269,7 +268,7 @@ impl Conversation {
     pub(super) fn answered(&mut self, turn: &AnsweredTurn, now_us: u64) -> Lesson {
         self.used_us = now_us;
         self.overtake("the next turn came first");
-        let AnsweredTurn { prompt, used, .. } = turn;
+        let AnsweredTurn { prompt, used } = turn;
         let needed = used.iter().filter(|memory| memory.is_wanted);
         let needed: Vec<MemoryId> = needed.map(|memory| memory.source.id).collect();
         let prepared = std::mem::take(&mut self.prepared);

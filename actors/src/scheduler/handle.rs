@@ -156,10 +156,12 @@ impl SchedulerHandle {
         let SceneKey { cube, conversation } = scene;
         let parts = [cube.tenant.as_str(), cube.cube.as_str(), conversation.as_str()];
         // FNV-1a: the same on every node and in every run.
-        let hash = parts.iter().flat_map(|part| part.bytes().chain([0])).fold(
-            0xcbf2_9ce4_8422_2325_u64,
-            |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3),
-        );
+        let hash = parts
+            .iter()
+            .flat_map(|part| part.bytes().chain([0]))
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
         &self.shards[(hash % self.shards.len() as u64) as usize]
     }
 
@@ -310,8 +312,7 @@ impl Actor for Supervisor {
         metrics::counter!(names::SCHEDULER_PANICS_TOTAL).increment(1);
         let arguments = state.arguments[number].clone();
         let cell = myself.get_cell();
-        state.shards[number] =
-            ShardActor::spawn_linked(None, ShardActor, arguments, cell).await?.0;
+        state.shards[number] = ShardActor::spawn_linked(None, ShardActor, arguments, cell).await?.0;
         Ok(())
     }
 }

@@ -40,8 +40,6 @@ pub(crate) struct AnsweredTurn {
     pub(crate) prompt: PromptSoFar,
     /// The memories in the prompt.
     pub(crate) used: Vec<UsedMemory>,
-    /// When the message came, on this node's monotonic clock.
-    pub(crate) asked_us: u64,
 }
 
 /// Something that a shard is told.
@@ -215,8 +213,7 @@ mod tests {
             Some(text) => ConversationEventKind::Typing { text: text.to_owned() },
             None => ConversationEventKind::Paused,
         };
-        let event =
-            ConversationEvent { conversation: conversation.clone(), id: None, at_ms, kind };
+        let event = ConversationEvent { conversation: conversation.clone(), id: None, at_ms, kind };
         Input { scene: SceneKey { cube, conversation }, told: Told::Event(event) }
     }
 

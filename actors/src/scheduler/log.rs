@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use memcube_schemas::{
-    CubeId, ConversationId, MemoryId, TenantId,
+    ConversationId, CubeId, MemoryId, TenantId,
     scene::{SceneCandidate, SceneOutcome},
 };
 use serde::{Deserialize, Serialize};

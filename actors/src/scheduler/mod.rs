@@ -17,6 +17,7 @@ mod outcome;
 pub mod plan;
 pub mod predict;
 mod predictors;
+mod recover;
 pub mod scene;
 mod think;
 
@@ -24,4 +25,7 @@ pub use self::{
     handle::{SchedulerHandle, SchedulerParts, SchedulerRules},
     predictors::PredictorView,
 };
-pub(crate) use self::inbox::{AnsweredTurn, SceneKey};
+pub(crate) use self::{
+    inbox::{AnsweredTurn, SceneKey},
+    recover::recover,
+};

@@ -16,8 +16,16 @@ type Inputs = [f32; INPUTS];
 
 /// What the inputs are called, where people read weights.
 pub const INPUT_NAMES: [&str; INPUTS] = [
-    "last_turn", "recent_turns", "scene", "typed", "next_speaker", "used_lately", "used_often",
-    "substance", "resident", "constant",
+    "last_turn",
+    "recent_turns",
+    "scene",
+    "typed",
+    "next_speaker",
+    "used_lately",
+    "used_often",
+    "substance",
+    "resident",
+    "constant",
 ];
 
 /// What a model knows before it has seen anything, as log odds: chosen on the visible conversations
@@ -209,7 +217,10 @@ mod tests {
         for broken in [
             PredictorRecord { inputs: "others".to_owned(), ..record.clone() },
             PredictorRecord { weights: [vec![0.0], vec![0.0]], ..record.clone() },
-            PredictorRecord { weights: record.weights.clone().map(|w| vec![f32::NAN; w.len()]), ..record },
+            PredictorRecord {
+                weights: record.weights.clone().map(|w| vec![f32::NAN; w.len()]),
+                ..record
+            },
         ] {
             assert_eq!(Predictor::from_record(&broken), None);
         }

@@ -103,7 +103,11 @@ impl Scene {
     /// Whether this stands among so many of the last turns already.
     #[must_use]
     pub fn has_said(&self, role: Role, text: &str, within: usize) -> bool {
-        self.turns.iter().rev().take(within).any(|turn| turn.role == role && turn.passage.text == text)
+        self.turns
+            .iter()
+            .rev()
+            .take(within)
+            .any(|turn| turn.role == role && turn.passage.text == text)
     }
 
     /// Whether something of the next turn is known already.

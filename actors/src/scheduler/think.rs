@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use memcube_schemas::{
@@ -50,6 +53,8 @@ pub(super) struct Shared {
     budgets: Mutex<Budgets>,
     /// Microseconds that a token costs to compute, as measured.
     token_us: Mutex<f64>,
+    /// Counts thoughts.
+    serial: AtomicU64,
 }
 
 impl Shared {
@@ -61,7 +66,20 @@ impl Shared {
     ) -> Self {
         let budgets = Mutex::new(Budgets::new(rules.tenant_tokens_per_minute));
         let log = log.map(Log);
-        Self { environment, rules, predictors, log, budgets, token_us: Mutex::new(TOKEN_US) }
+        Self {
+            environment,
+            rules,
+            predictors,
+            log,
+            budgets,
+            token_us: Mutex::new(TOKEN_US),
+            serial: AtomicU64::new(0),
+        }
+    }
+
+    /// Another number for each thought.
+    pub(super) fn next_serial(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
     fn budgets(&self) -> std::sync::MutexGuard<'_, Budgets> {
@@ -165,7 +183,8 @@ impl Thinker<'_> {
         let prompt = thought.prompt.clone();
         let budget = self.budget(&look, model, thought);
         let waste = self.shared.rules.waste;
-        let token_us = if model.is_some() && prompt.is_some() { self.shared.token_us() } else { 0.0 };
+        let token_us =
+            if model.is_some() && prompt.is_some() { self.shared.token_us() } else { 0.0 };
         let bytes = model.map_or(0, |model| model.facts().kv_bytes_per_token);
         let costs = TokenCosts { us: token_us, bytes, waste };
         let planned = plan(&predictions, &look.held, look.held_tokens, &budget, &costs);
@@ -205,12 +224,7 @@ impl Thinker<'_> {
         Ok(Some((unsettled, needed)))
     }
 
-    fn budget(
-        &self,
-        look: &Look,
-        model: Option<&InferenceHandle>,
-        thought: &Thought,
-    ) -> Budget {
+    fn budget(&self, look: &Look, model: Option<&InferenceHandle>, thought: &Thought) -> Budget {
         let rules = &self.shared.rules;
         let now_us = self.shared.environment.monotonic_us();
         let left = self.shared.budgets().left(&self.key.cube.tenant, now_us);

@@ -228,7 +228,9 @@ impl Asking<'_> {
             | CubeAnswer::Manifest(_)
             | CubeAnswer::Erased
             | CubeAnswer::Context(_)
-            | CubeAnswer::Scene(_) => {
+            | CubeAnswer::Scene(_)
+            | CubeAnswer::Noted
+            | CubeAnswer::Scenes(_) => {
                 Err(Error::internal("the cube gave an answer to another question"))
             }
         }
