@@ -270,7 +270,7 @@ pub const CONTEXT_SEGMENTS_MAX: usize = 1_024;
 /// Memories that a scene remembers to have been of use: what counts after some twenty turns.
 pub const SCENE_ACCESSES_MAX: usize = 256;
 /// Candidates that a cube names for the next turn: several times what fits into a prompt.
-pub const SCENE_CANDIDATES_MAX: usize = 256;
+pub const SCENE_CANDIDATES_MAX: usize = 512;
 
 /// Messages of one chat request: more than any window of a model holds.
 pub const CHAT_MESSAGES_MAX: usize = 4_096;
