@@ -297,7 +297,7 @@ pub const PRELOAD_TOKENS_DEFAULT: usize = 512;
 /// Tokens that are computed ahead for one tenant in a minute.
 pub const PRELOAD_TENANT_TOKENS_PER_MINUTE_DEFAULT: u64 = 60_000;
 /// Candidates that a cube names for the next turn: several times what fits into a prompt.
-pub const SCENE_CANDIDATES_MAX: usize = 256;
+pub const SCENE_CANDIDATES_MAX: usize = 512;
 
 /// Background jobs of tenants that wait on one node before further ones are refused.
 pub const JOBS_WAITING_MAX: usize = 16_384;

@@ -23,6 +23,8 @@ pub struct Access {
     pub recency: f32,
     /// How many turns had a use for it.
     pub count: u32,
+    /// When the last of them was: Unix milliseconds.
+    pub at_ms: i64,
 }
 
 /// Who is likely to speak next.
@@ -51,6 +53,8 @@ pub struct SceneQuery {
     pub accessed: Vec<Access>,
     /// The conversation that goes on: what was said in it stands in the prompt anyway.
     pub conversation: Option<ConversationId>,
+    /// The time: Unix milliseconds.
+    pub now_ms: i64,
     /// Candidates at the most.
     pub candidates_max: usize,
 }
@@ -85,6 +89,15 @@ pub struct SceneFeatures {
     pub frequency: f32,
     /// From 0 for a mere exclamation to 1 for something with substance.
     pub substance: f32,
+    /// Similarity of what was said just before it to the last turn: it may follow again.
+    pub successor: f32,
+    /// How recently earlier turns had a use for what was said just before or after it: logarithmic,
+    /// 0 for never.
+    pub neighbour: f32,
+    /// Days since it was said, or since earlier turns had a use for it: logarithmic.
+    pub gap: f32,
+    /// How well its time of day fits, from 0 for the opposite to 1 for the same.
+    pub hour: f32,
 }
 
 /// A memory that may be needed.

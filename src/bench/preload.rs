@@ -1,30 +1,22 @@
 //! Replays conversations of a folder made by `memeval.strip`, and before every turn names the
 //! memories that it is predicted to need, on the path that a server takes: importer, reader,
-//! embedder, cube, scene, predictor.
+//! embedder, cube, scene, predictor. Other policies name theirs in the same run.
+
+mod replay;
+mod speed;
 
 use std::{
-    collections::BTreeSet,
-    fs::File,
+    collections::BTreeMap,
+    fs::{self, File},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
-    time::Instant,
 };
 
-use memcube_actors::{
-    Cubes, Error, Result, TenantContext,
-    cube::{AddRequest, CubeHandle, SearchRequest},
-    embedder::Priority,
-    scheduler::{
-        predict::{Prediction, Predictor},
-        scene::{Scene, SceneTurn},
-    },
-};
-use memcube_schemas::{
-    ConversationId, CubeId, MemoryId, TenantId,
-    conversation::Message,
-    scene::{Passage, SceneCandidate},
-};
-use serde::Serialize;
+use memcube_actors::{Error, Result, TenantContext, scheduler::policy::Policy};
+use memcube_schemas::{ConversationId, CubeId, TenantId};
+use serde::{Deserialize, Serialize};
+
+pub use speed::DecisionReport;
 
 use super::{Durations, files};
 use crate::{
@@ -32,13 +24,7 @@ use crate::{
     node::Node,
     settings::{Settings, StoreKind},
 };
-
-/// Memories named before each turn: the scorer looks at the first 100.
-const NAMED_MAX: usize = 100;
-/// Memories that the cache holds.
-const RESIDENT: usize = 20;
-/// Memories that a turn is taken to have needed: the first that recall finds for it.
-const NEEDED: usize = 5;
+use replay::{Named, Replay};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -51,6 +37,10 @@ pub struct PreloadOptions {
     pub out: PathBuf,
     /// The share of each turn that has been typed when it is predicted: from 0 to 1.
     pub typed: f64,
+    /// A file with questions in fixed orders, to be predicted as well.
+    pub streams: Option<PathBuf>,
+    /// Whether what other policies name is written, too: each to its own file beside `out`.
+    pub baselines: bool,
 }
 
 /// What was measured.
@@ -60,18 +50,38 @@ pub struct PreloadReport {
     pub conversations: usize,
     /// Turns predicted.
     pub turns: usize,
-    /// How long a prediction took, embedding excluded.
+    /// Questions predicted.
+    pub questions: usize,
+    /// How long a prediction took, embedding excluded: the cube's actor and the predictor.
     pub decision_ms: Durations,
+    /// The same in a cube of synthetic memories, for each size that was asked for.
+    pub decisions: Vec<DecisionReport>,
+}
+
+/// Questions about one cube, in a fixed order.
+#[derive(Debug, Clone, Deserialize)]
+struct Stream {
+    id: String,
+    cube: String,
+    questions: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct Line<'a> {
-    event: String,
+    event: &'a str,
     resident: &'a [String],
 }
 
-/// Replays every conversation of the folder in a cube of its own, and writes what was predicted.
-/// `on_step` hears what is done, how far, and of how much.
+/// How long decisions take in cubes of these sizes.
+///
+/// # Errors
+/// `Invalid` for a number that a cube cannot hold.
+pub fn decisions(items: &[usize]) -> Result<Vec<DecisionReport>> {
+    items.iter().map(|items| speed::run(*items)).collect()
+}
+
+/// Replays every conversation of the folder in a cube of its own, then the questions about it, and
+/// writes what was predicted. `on_step` hears what is done, how far, and of how much.
 ///
 /// # Errors
 /// `Invalid` when a file cannot be read or written, and whatever a node may answer.
@@ -79,183 +89,133 @@ pub async fn run(
     options: PreloadOptions,
     on_step: &(dyn Fn(&str, usize, usize) + Sync),
 ) -> Result<PreloadReport> {
-    let PreloadOptions { mut settings, data, out, typed } = options;
+    let PreloadOptions { mut settings, data, out, typed, streams, baselines } = options;
+    if !(0.0..=1.0).contains(&typed) {
+        return Err(Error::invalid("`--typed` must be between 0 and 1"));
+    }
     settings.store.kind = StoreKind::InMemory;
     let files = files::conversation_files(&data)?;
-    let cannot_write = |error: std::io::Error| files::cannot("write", &out, &error);
+    let mut streams = streams.as_deref().map(read_streams).transpose()?.unwrap_or_default();
     // Before the long work, so that a typing error costs nothing.
-    let mut out_file = BufWriter::new(File::create(&out).map_err(cannot_write)?);
+    let mut outputs = Outputs::create(&out, baselines)?;
     let node = Box::pin(Node::builder().with_settings(settings).start()).await?;
     let context = TenantContext::authenticated(TenantId::new("bench")?, "bench");
-    let (mut conversations, mut all_ms) = (0, Vec::new());
+    let (mut turns, mut questions, mut all_ms) = (0, 0, Vec::new());
     for (number, file) in files.iter().enumerate() {
         on_step("replay", number, files.len());
-        let mut replay = Replay::new(node.cubes(), &context, typed);
-        let named = replay.file(file).await?;
-        conversations += 1;
-        all_ms.append(&mut replay.decision_ms);
-        for (event, resident) in named {
-            for kind in ["link", "demand"] {
-                let (cube, turn) = &event;
-                let line = Line { event: format!("{cube}/{kind}/{turn}"), resident: &resident };
-                serde_json::to_writer(&mut out_file, &line)
-                    .map_err(std::io::Error::from)
-                    .and_then(|()| out_file.write_all(b"\n"))
-                    .map_err(cannot_write)?;
-            }
-        }
-    }
-    out_file.flush().map_err(cannot_write)?;
-    node.shut_down().await;
-    let turns = all_ms.len();
-    Ok(PreloadReport { conversations, turns, decision_ms: Durations::of(all_ms) })
-}
-
-/// Cube and turn, and the turns that were predicted.
-type Named = ((String, String), Vec<String>);
-
-/// One file that is replayed.
-struct Replay<'a> {
-    cubes: &'a Cubes,
-    context: &'a TenantContext,
-    typed: f64,
-    scene: Scene,
-    predictor: Predictor,
-    resident: BTreeSet<MemoryId>,
-    /// What the last prediction was about, for the predictor to learn from.
-    candidates: (Vec<SceneCandidate>, bool),
-    decision_ms: Vec<f64>,
-}
-
-impl<'a> Replay<'a> {
-    fn new(cubes: &'a Cubes, context: &'a TenantContext, typed: f64) -> Self {
-        Self {
-            cubes,
-            context,
-            typed,
-            scene: Scene::default(),
-            predictor: Predictor::default(),
-            resident: BTreeSet::new(),
-            candidates: (Vec::new(), false),
-            decision_ms: Vec::new(),
-        }
-    }
-
-    async fn file(&mut self, file: &Path) -> Result<Vec<Named>> {
+        let mut replays: BTreeMap<String, Replay<'_>> = BTreeMap::new();
         let in_file =
             |error: import::ImportError| Error::invalid(format!("`{}`: {error}", file.display()));
-        let mut named = Vec::new();
         for conversation in import::open(file, Some(Format::Memeval)).map_err(in_file)? {
             let ImportedConversation { cube, conversation, messages } =
                 conversation.map_err(in_file)?;
             let conversation = ConversationId::new(conversation)?;
-            let handle = self.cubes.ensure(self.context, CubeId::new(cube.as_str())?).await?;
-            self.scene.begin_conversation();
-            for message in messages {
-                let turn = message.message_id.clone().unwrap_or_default();
-                let predicted = self.predict(&handle, &conversation, &message).await?;
-                named.push(((cube.clone(), turn), predicted));
-                self.said(&handle, &conversation, message).await?;
+            if !replays.contains_key(&cube) {
+                let handle = node.cubes().ensure(&context, CubeId::new(cube.as_str())?).await?;
+                replays.insert(cube.clone(), Replay::new(node.cubes(), handle, typed));
             }
-        }
-        Ok(named)
-    }
-
-    /// The turns that the next message is predicted to need, likeliest first.
-    async fn predict(
-        &mut self,
-        cube: &CubeHandle,
-        conversation: &ConversationId,
-        next: &Message,
-    ) -> Result<Vec<String>> {
-        let typed = beginning(&next.content, self.typed);
-        let is_typing = !typed.is_empty();
-        let typed = if is_typing { Some(self.passage(typed.to_owned()).await?) } else { None };
-        self.scene.typing(typed);
-        let start = Instant::now();
-        let answer = cube.scene(self.scene.query(Some(conversation.clone()))).await?;
-        let predictions = self.predictor.predict(&answer.candidates, &self.resident, is_typing);
-        self.decision_ms.push(start.elapsed().as_secs_f64() * 1_000.0);
-        self.candidates = (answer.candidates, is_typing);
-        let id = |prediction: &Prediction| prediction.candidate.id;
-        self.resident = predictions.iter().take(RESIDENT).map(id).collect();
-        let mut turns = Vec::new();
-        for prediction in predictions.iter().take(NAMED_MAX) {
-            let item = cube.get(id(prediction)).await?;
-            let sources = item.sources.iter().filter_map(|source| source.message_id.clone());
-            for turn in sources {
-                if !turns.contains(&turn) {
-                    turns.push(turn);
+            let Some(replay) = replays.get_mut(&cube) else { continue };
+            for (turn, named) in replay.conversation(&conversation, messages).await? {
+                turns += 1;
+                for kind in ["link", "demand"] {
+                    outputs.write(&format!("{cube}/{kind}/{turn}"), &named)?;
                 }
             }
         }
-        Ok(turns)
+        for (cube, mut replay) in replays {
+            all_ms.append(&mut replay.decision_ms);
+            for Stream { id, questions: asked, .. } in streams.remove(&cube).unwrap_or_default() {
+                let handle = node.cubes().ensure(&context, CubeId::new(cube.as_str())?).await?;
+                let mut replay = Replay::new(node.cubes(), handle, typed);
+                for (place, named) in replay.questions(&asked).await?.iter().enumerate() {
+                    questions += 1;
+                    outputs.write(&format!("{id}/{place}"), named)?;
+                }
+            }
+        }
+    }
+    outputs.finish()?;
+    node.shut_down().await;
+    if let Some(cube) = streams.keys().next() {
+        return Err(Error::invalid(format!(
+            "there are streams of questions about the cube `{cube}`, of which `{}` holds no \
+             conversation",
+            data.display()
+        )));
+    }
+    let decision_ms = Durations::of(all_ms);
+    let conversations = files.len();
+    Ok(PreloadReport { conversations, turns, questions, decision_ms, decisions: Vec::new() })
+}
+
+/// The streams of a file, by cube.
+fn read_streams(path: &Path) -> Result<BTreeMap<String, Vec<Stream>>> {
+    let text = fs::read_to_string(path).map_err(|error| files::cannot("read", path, &error))?;
+    let mut streams: BTreeMap<String, Vec<Stream>> = BTreeMap::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let stream: Stream = serde_json::from_str(line).map_err(|error| {
+            let (path, number) = (path.display(), number + 1);
+            Error::invalid(format!(
+                "`{path}`, line {number}: {error}; make the file with \
+                 `benches/preload_streams.py`"
+            ))
+        })?;
+        streams.entry(stream.cube.clone()).or_default().push(stream);
+    }
+    Ok(streams)
+}
+
+/// The files that get what was named.
+struct Outputs {
+    files: Vec<(Policy, PathBuf, BufWriter<File>)>,
+}
+
+impl Outputs {
+    fn create(out: &Path, baselines: bool) -> Result<Self> {
+        let mut files = Vec::new();
+        for policy in Policy::ALL {
+            let path = match policy {
+                Policy::Predictor => out.to_owned(),
+                Policy::LastTurn | Policy::LastThree | Policy::LastUsed | Policy::MemosMonitor => {
+                    if !baselines {
+                        continue;
+                    }
+                    beside(out, policy)
+                }
+            };
+            let file =
+                File::create(&path).map_err(|error| files::cannot("write", &path, &error))?;
+            files.push((policy, path, BufWriter::new(file)));
+        }
+        Ok(Self { files })
     }
 
-    /// The message is said: recall looks for what it needs, the cube remembers it.
-    async fn said(
-        &mut self,
-        cube: &CubeHandle,
-        conversation: &ConversationId,
-        message: Message,
-    ) -> Result<()> {
-        let text = match &message.speaker {
-            Some(speaker) => format!("{speaker}: {}", message.content),
-            None => message.content.clone(),
-        };
-        let used = if text.trim().is_empty() {
-            Vec::new()
-        } else {
-            needed(cube, conversation, &text).await?
-        };
-        let turn = SceneTurn {
-            role: message.role,
-            speaker: message.speaker.clone(),
-            passage: self.passage(text).await?,
-        };
-        self.scene.turn_finished(turn, &used);
-        let (candidates, was_typing) = &self.candidates;
-        self.predictor.learn(candidates, &used.into_iter().collect(), *was_typing);
-        let conversation = Some(conversation.clone());
-        cube.add(AddRequest { messages: vec![message], conversation, ..AddRequest::default() })
-            .await?;
+    fn write(&mut self, event: &str, named: &Named) -> Result<()> {
+        for (policy, path, file) in &mut self.files {
+            let resident = named.get(policy).map_or(&[][..], Vec::as_slice);
+            serde_json::to_writer(&mut *file, &Line { event, resident })
+                .map_err(std::io::Error::from)
+                .and_then(|()| file.write_all(b"\n"))
+                .map_err(|error| files::cannot("write", path, &error))?;
+        }
         Ok(())
     }
 
-    async fn passage(&self, text: String) -> Result<Passage> {
-        let vector = match self.cubes.embedder() {
-            Some(embedder) => {
-                let embeddings = embedder.embed(vec![text.clone()], Priority::Query).await?;
-                embeddings.into_iter().next().map(|embedding| embedding.vector)
-            }
-            None => None,
-        };
-        Ok(Passage { text, vector })
+    fn finish(self) -> Result<()> {
+        for (_, path, mut file) in self.files {
+            file.flush().map_err(|error| files::cannot("write", &path, &error))?;
+        }
+        Ok(())
     }
 }
 
-/// What recall finds for a turn, outside of its own conversation.
-async fn needed(
-    cube: &CubeHandle,
-    conversation: &ConversationId,
-    text: &str,
-) -> Result<Vec<MemoryId>> {
-    const ASKED: usize = 50;
-    let query = beginning_bytes(text, memcube_schemas::limits::QUERY_BYTES_MAX).to_owned();
-    let found = cube.search(SearchRequest { top_k: ASKED, ..SearchRequest::new(query) }).await?;
-    let others =
-        found.hits.iter().filter(|hit| hit.item.conversation.as_ref() != Some(conversation));
-    Ok(others.take(NEEDED).map(|hit| hit.item.id).collect())
-}
-
-/// The first words of a text, up to a share of its characters.
-fn beginning(text: &str, share: f64) -> &str {
-    let bytes = (text.len() as f64 * share.clamp(0.0, 1.0)).round();
-    beginning_bytes(text, bytes as usize)
-}
-
-fn beginning_bytes(text: &str, bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes.min(text.len()))]
+/// `run/preload.jsonl` becomes `run/preload.last-turn.jsonl`.
+fn beside(out: &Path, policy: Policy) -> PathBuf {
+    let extension = out.extension().map_or_else(
+        || policy.to_string(),
+        |extension| format!("{policy}.{}", extension.to_string_lossy()),
+    );
+    out.with_extension(extension)
 }
 
 #[cfg(test)]
@@ -263,11 +223,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beginning_never_cuts_a_character() {
-        let table =
-            [("hello", 0.0, ""), ("hello", 0.5, "hel"), ("hello", 1.0, "hello"), ("äöü", 0.5, "ä")];
-        for (text, share, expected) in table {
-            assert_eq!(beginning(text, share), expected, "{text} {share}");
+    fn every_policy_writes_to_its_own_file() {
+        let table = [
+            ("run/preload.jsonl", "run/preload.last-turn.jsonl"),
+            ("preload", "preload.last-turn"),
+        ];
+        for (out, expected) in table {
+            assert_eq!(beside(Path::new(out), Policy::LastTurn), Path::new(expected));
         }
+    }
+
+    #[test]
+    fn streams_are_read_by_cube_and_complaints_name_the_line() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("streams.jsonl");
+        let line = |id: &str, cube: &str| {
+            format!("{{\"id\":\"{id}\",\"cube\":\"{cube}\",\"questions\":[\"why?\"]}}\n")
+        };
+        let lines = [line("a/file", "a"), "\n".to_owned(), line("b/file", "b"), line("a/x", "a")];
+        fs::write(&path, lines.concat()).expect("it is written");
+        let streams = read_streams(&path).expect("they are read");
+        let ids = |cube: &str| streams[cube].iter().map(|s| s.id.as_str()).collect::<Vec<_>>();
+        assert_eq!((ids("a"), ids("b")), (vec!["a/file", "a/x"], vec!["b/file"]));
+        fs::write(&path, format!("{}{{\"id\":1}}\n", line("a", "a"))).expect("it is written");
+        let error = read_streams(&path).expect_err("no stream").to_string();
+        assert!(error.contains("line 2") && error.contains("preload_streams.py"), "{error}");
     }
 }

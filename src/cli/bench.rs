@@ -16,7 +16,7 @@ use super::{options::Options, output, running};
 use crate::bench::{
     cubes::{self, CubesReport, RegisterReport},
     hydrate::{self, HydrateReport},
-    preload::{self, PreloadOptions, PreloadReport},
+    preload::{self, DecisionReport, PreloadOptions, PreloadReport},
     recall::{self, RecallOptions, RecallReport},
     recall_speed::{self, SpeedReport},
     vectors::{self, VectorsReport},
@@ -80,7 +80,7 @@ const PRELOAD_EXAMPLES: &str = "\
 The folder holds one memeval JSONL file for each conversation (lines `conv` and `turn`).
 
 Example:
-  memcube bench preload --data run/in --out run/preload.jsonl
+  memcube bench preload --data run/in --out run/preload.jsonl --baselines --items 10000
 
 A line of the output, likeliest first: {\"event\":\"ID/link/D7:3\",\"resident\":[\"D1:5\",...]}";
 
@@ -96,6 +96,15 @@ pub(crate) struct PreloadArgs {
     /// Share of each turn that is typed when it is predicted, from 0 to 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     typed: f64,
+    /// File with questions in fixed orders, made by `benches/preload_streams.py`.
+    #[arg(long, value_name = "FILE")]
+    streams: Option<PathBuf>,
+    /// Write what other policies name, too: `OUT.last-turn.jsonl` and so on, beside the output.
+    #[arg(long)]
+    baselines: bool,
+    /// Also measure decisions in a cube of so many memories; may be given several times.
+    #[arg(long, value_name = "N")]
+    items: Vec<usize>,
     /// Processors that the model uses; 0 takes all [default: from the settings].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -232,17 +241,25 @@ fn with_bar<T>(work: impl AsyncFnOnce(&(dyn Fn(&str, usize, usize) + Sync)) -> T
 
 fn run_preload(options: &Options, args: PreloadArgs) -> Result<()> {
     let settings = settings_with_model(options, args.threads)?;
-    let PreloadArgs { data, out, typed, .. } = args;
+    let PreloadArgs { data, out, typed, streams, baselines, items, .. } = args;
     let shown = out.display().to_string();
-    let bench = PreloadOptions { settings, data, out, typed };
+    let decisions = preload::decisions(&items)?;
+    let bench = PreloadOptions { settings, data, out, typed, streams, baselines };
     let report = with_bar(async |on_step| preload::run(bench, on_step).await)??;
+    let report = PreloadReport { decisions, ..report };
     if options.json {
         return output::json(&report);
     }
-    let PreloadReport { conversations, turns, decision_ms } = report;
+    let PreloadReport { conversations, turns, questions, decision_ms, decisions } = report;
+    for DecisionReport { items, scene_ms, predict_and_plan_ms, decision_ms, .. } in decisions {
+        output::line(format_args!(
+            "{items} memories; a decision: {decision_ms}\n  the cube: {scene_ms}\n  predict and \
+             plan: {predict_and_plan_ms}"
+        ))?;
+    }
     output::line(format_args!(
-        "{turns} turns of {conversations} conversations; a decision: {decision_ms}\n\
-         predictions written to `{shown}`"
+        "{turns} turns of {conversations} conversations, {questions} questions; a decision: \
+         {decision_ms}\npredictions written to `{shown}`"
     ))
 }
 

@@ -105,7 +105,7 @@ impl Actor for ShardActor {
             ShardMessage::Wake => state.take_in(&myself),
             ShardMessage::Due(scene) => state.think_if_due(&myself, &scene),
             ShardMessage::Found { scene, number, found } => {
-                state.found(&myself, &scene, number, *found);
+                state.found(&scene, number, *found);
             }
             ShardMessage::Done { scene, entry } => state.done(&myself, &scene, *entry),
             ShardMessage::Timeline { scene, reply } => {
@@ -137,6 +137,7 @@ impl ShardState {
 
     fn take_in_one(&mut self, myself: &ActorRef<ShardMessage>, scene: &SceneKey, told: Told) {
         let now_us = self.environment().monotonic_us();
+        let at_ms = self.environment().unix_ms();
         let known = self.scenes.contains_key(scene);
         if !known && matches!(told, Told::Remembered(_) | Told::BrokeOff) {
             return;
@@ -162,7 +163,7 @@ impl ShardState {
                 conversation.broke_off(now_us);
                 None
             }
-            Told::Answered(turn) => Some(conversation.answered(&turn, now_us)),
+            Told::Answered(turn) => Some(conversation.answered(&turn, now_us, at_ms)),
         };
         self.learn(scene, lesson);
         if !known {
@@ -269,15 +270,10 @@ impl ShardState {
         }
     }
 
-    fn found(
-        &mut self,
-        _myself: &ActorRef<ShardMessage>,
-        scene: &SceneKey,
-        number: u64,
-        found: Found,
-    ) {
+    fn found(&mut self, scene: &SceneKey, number: u64, found: Found) {
+        let at_ms = self.environment().unix_ms();
         let Some(conversation) = self.scenes.get_mut(scene) else { return };
-        let lesson = conversation.found(number, found);
+        let lesson = conversation.found(number, found, at_ms);
         self.learn(scene, lesson);
     }
 

@@ -192,14 +192,14 @@ impl Conversation {
                 }
                 if self.phase == Phase::Answering {
                     // What is written down of a turn whose answer is not over yet.
-                    self.scene.turn_finished(turn(*role, speaker.clone(), text), &[]);
+                    self.scene.turn_finished(turn(*role, speaker.clone(), text, event.at_ms), &[]);
                     return;
                 }
                 if *role == Role::User {
                     self.pause_ended(now_us);
                     self.turn_came(text);
                 }
-                self.scene.turn_finished(turn(*role, speaker.clone(), text), &[]);
+                self.scene.turn_finished(turn(*role, speaker.clone(), text, event.at_ms), &[]);
                 self.answered_us = Some(now_us);
                 self.phase = Phase::Open;
                 // What the model reads next is no longer what it was.
@@ -265,7 +265,7 @@ impl Conversation {
     }
 
     /// A model has answered: what the turn needed is known.
-    pub(super) fn answered(&mut self, turn: &AnsweredTurn, now_us: u64) -> Lesson {
+    pub(super) fn answered(&mut self, turn: &AnsweredTurn, now_us: u64, at_ms: i64) -> Lesson {
         self.used_us = now_us;
         self.overtake("the next turn came first");
         let AnsweredTurn { prompt, used } = turn;
@@ -281,10 +281,10 @@ impl Conversation {
             let is_user = said.role == Role::User;
             let used = if is_user { needed.as_slice() } else { &[] };
             if self.scene.has_said(said.role, &said.text, 2) {
-                self.scene.used(used);
+                self.scene.used(used, at_ms);
                 continue;
             }
-            self.scene.turn_finished(self::turn(said.role, None, &said.text), used);
+            self.scene.turn_finished(self::turn(said.role, None, &said.text, at_ms), used);
         }
         let is_kept = prompt.bytes() <= SCENE_PROMPT_BYTES_MAX;
         self.prompt = is_kept.then(|| prompt.clone());
@@ -375,10 +375,10 @@ impl Conversation {
 
     /// A thought has found out what may be needed, and preloads it now. Tells what a turn before
     /// has taught.
-    pub(super) fn found(&mut self, number: u64, found: Found) -> Option<Lesson> {
+    pub(super) fn found(&mut self, number: u64, found: Found, at_ms: i64) -> Option<Lesson> {
         let Found { vectors, weighed, working_set, entry, settled } = found;
         self.scene.embedded(&vectors);
-        let lesson = settled.map(|(unsettled, needed)| self.settle_late(unsettled, &needed));
+        let lesson = settled.map(|(unsettled, needed)| self.settle_late(unsettled, &needed, at_ms));
         if self.running.as_ref().is_none_or(|running| running.number != number) {
             return lesson;
         }
@@ -390,7 +390,7 @@ impl Conversation {
         lesson
     }
 
-    fn settle_late(&mut self, unsettled: Unsettled, needed: &[MemoryId]) -> Lesson {
+    fn settle_late(&mut self, unsettled: Unsettled, needed: &[MemoryId], at_ms: i64) -> Lesson {
         let Unsettled { number, prepared, weighed, .. } = unsettled;
         let used: Vec<UsedMemory> = needed
             .iter()
@@ -402,7 +402,7 @@ impl Conversation {
             .collect();
         let outcome = settle(&prepared, &used);
         self.set_outcome(number, outcome.clone());
-        self.scene.used(needed);
+        self.scene.used(needed, at_ms);
         Lesson { weighed, needed: needed.iter().copied().collect(), outcome }
     }
 
@@ -464,6 +464,6 @@ fn passage(text: &str) -> Passage {
     Passage { text: text.to_owned(), vector: None }
 }
 
-fn turn(role: Role, speaker: Option<String>, text: &str) -> SceneTurn {
-    SceneTurn { role, speaker, passage: passage(text) }
+fn turn(role: Role, speaker: Option<String>, text: &str, at_ms: i64) -> SceneTurn {
+    SceneTurn { role, speaker, passage: passage(text), at_ms }
 }

@@ -2,7 +2,8 @@
 //!
 //! Pure: `scene` keeps what was said, `predict` weighs candidates, `plan` says which of them are
 //! worth computing ahead, `outcome` compares what was prepared with what was needed, `conversation`
-//! puts these together for one conversation, `budget` bounds what a tenant may spend. Not pure:
+//! puts these together for one conversation, `budget` bounds what a tenant may spend, `policy` has the
+//! rules that ours is compared with. Not pure:
 //! `inbox` holds what waits, `actor` is one shard of conversations, `think` one thought about a
 //! next turn, `predictors` what was learned, `log` what was decided, `handle` the front door.
 
@@ -15,6 +16,7 @@ pub mod jobs;
 pub mod log;
 mod outcome;
 pub mod plan;
+pub mod policy;
 pub mod predict;
 mod predictors;
 mod recover;

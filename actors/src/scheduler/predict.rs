@@ -10,7 +10,7 @@ use memcube_schemas::{
 };
 
 /// Inputs of a model: features, whether the cache holds it, and the constant term.
-const INPUTS: usize = 10;
+const INPUTS: usize = 14;
 
 type Inputs = [f32; INPUTS];
 
@@ -24,6 +24,10 @@ pub const INPUT_NAMES: [&str; INPUTS] = [
     "used_lately",
     "used_often",
     "substance",
+    "follows_similar",
+    "beside_used",
+    "days_since",
+    "time_of_day",
     "resident",
     "constant",
 ];
@@ -34,9 +38,9 @@ pub const INPUT_NAMES: [&str; INPUTS] = [
 /// clearly better. Likelihoods were calibrated on what recall found for the turns.
 const PRIOR: [Inputs; 2] = [
     // Before anything is typed.
-    [0.23, 0.48, 0.23, 0.0, 0.67, 0.08, 0.0, 0.33, 0.33, -5.5],
+    [0.23, 0.48, 0.23, 0.0, 0.67, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 0.33, -5.5],
     // While something is typed.
-    [0.08, 0.21, 0.08, 0.75, 0.33, 0.08, 0.0, 0.33, 0.17, -5.5],
+    [0.08, 0.21, 0.08, 0.75, 0.33, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 0.17, -5.5],
 ];
 /// How far one turn moves the weights.
 const LEARNING_RATE: f32 = 0.002;
@@ -68,10 +72,25 @@ impl Default for Predictor {
 }
 
 fn inputs(features: &SceneFeatures, is_resident: bool) -> Inputs {
-    let SceneFeatures { last, recent, scene, typed, speaker, recency, frequency, substance } =
-        *features;
+    let SceneFeatures {
+        last,
+        recent,
+        scene,
+        typed,
+        speaker,
+        recency,
+        frequency,
+        substance,
+        successor,
+        neighbour,
+        gap,
+        hour,
+    } = *features;
     let resident = if is_resident { 1.0 } else { 0.0 };
-    [last, recent, scene, typed, speaker, recency, frequency, substance, resident, 1.0]
+    [
+        last, recent, scene, typed, speaker, recency, frequency, substance, successor, neighbour,
+        gap, hour, resident, 1.0,
+    ]
 }
 
 fn probability(inputs: &Inputs, weights: &Inputs) -> f32 {

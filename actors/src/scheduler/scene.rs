@@ -36,12 +36,16 @@ pub struct SceneTurn {
     pub speaker: Option<String>,
     /// What, with its vector.
     pub passage: Passage,
+    /// When: Unix milliseconds.
+    pub at_ms: i64,
 }
 
 /// What is known of a conversation.
 #[derive(Debug, Clone, Default)]
 pub struct Scene {
     turns: VecDeque<SceneTurn>,
+    /// How many of them, at the front, are of the former conversation.
+    carried: usize,
     typed: Option<Passage>,
     accessed: BTreeMap<MemoryId, Access>,
 }
@@ -53,31 +57,35 @@ impl Scene {
         self.turns.is_empty()
     }
 
-    /// Another conversation begins: only the end of the former one still counts.
+    /// Another conversation begins: the end of the former one counts until something is said.
     pub fn begin_conversation(&mut self) {
         let excess = self.turns.len().saturating_sub(CARRIED_TURNS);
         self.turns.drain(..excess);
+        self.carried = self.turns.len();
         self.typed = None;
     }
 
     /// Somebody has finished a turn, and recall found a use for these memories.
     pub fn turn_finished(&mut self, turn: SceneTurn, used: &[MemoryId]) {
         self.typed = None;
+        let at_ms = turn.at_ms;
         self.turns.push_back(turn);
         if self.turns.len() > SCENE_TURNS {
             self.turns.pop_front();
+            self.carried = self.carried.saturating_sub(1);
         }
         for access in self.accessed.values_mut() {
             access.recency *= ACCESS_DECAY;
         }
-        self.used(used);
+        self.used(used, at_ms);
     }
 
     /// A turn had a use for these memories, as is known now.
-    pub fn used(&mut self, used: &[MemoryId]) {
+    pub fn used(&mut self, used: &[MemoryId], at_ms: i64) {
         for id in used {
-            let unused = Access { id: *id, recency: 0.0, count: 0 };
-            let access = self.accessed.entry(*id).or_insert(unused);
+            let new = Access { id: *id, recency: 0.0, count: 0, at_ms };
+            let access = self.accessed.entry(*id).or_insert(new);
+            access.at_ms = at_ms;
             access.recency += 1.0;
             access.count = access.count.saturating_add(1);
         }
@@ -158,9 +166,9 @@ impl Scene {
         }
     }
 
-    /// What to ask the cube about the next turn.
+    /// What to ask the cube about the next turn, at this time.
     #[must_use]
-    pub fn query(&self, conversation: Option<ConversationId>) -> SceneQuery {
+    pub fn query(&self, conversation: Option<ConversationId>, now_ms: i64) -> SceneQuery {
         SceneQuery {
             last: self.passage(1, 1.0),
             recent: self.passage(RECENT_TURNS, RECENT_DECAY),
@@ -169,14 +177,16 @@ impl Scene {
             next_speaker: self.next_speaker(),
             accessed: self.accessed.values().copied().collect(),
             conversation,
+            now_ms,
             candidates_max: SCENE_CANDIDATES_MAX,
         }
     }
 
     /// The last turns as one: all words, and the sum of the vectors, of which later ones count
-    /// more.
+    /// more. Turns of the former conversation only stand in for missing ones of this.
     fn passage(&self, turns: usize, decay: f32) -> Passage {
-        let first = self.turns.len().saturating_sub(turns);
+        let own = if self.turns.len() > self.carried { self.carried } else { 0 };
+        let first = self.turns.len().saturating_sub(turns).max(own);
         let turns = || self.turns.iter().skip(first);
         let text = turns().map(|turn| turn.passage.text.as_str()).collect::<Vec<_>>().join("\n");
         let mut sum: Vec<f32> = Vec::new();
@@ -204,7 +214,7 @@ mod tests {
 
     fn turn(role: Role, speaker: Option<&str>, text: &str, vector: [f32; 2]) -> SceneTurn {
         let passage = Passage { text: text.to_owned(), vector: Some(vector.to_vec()) };
-        SceneTurn { role, speaker: speaker.map(str::to_owned), passage }
+        SceneTurn { role, speaker: speaker.map(str::to_owned), passage, at_ms: 7 }
     }
 
     #[test]
@@ -236,7 +246,7 @@ mod tests {
             let vector = if number == 9 { [0.0, 1.0] } else { [1.0, 0.0] };
             scene.turn_finished(turn(Role::User, None, &format!("t{number}"), vector), &[]);
         }
-        let query = scene.query(None);
+        let query = scene.query(None, 0);
         assert_eq!(query.last.text, "t9");
         assert_eq!(query.recent.text, "t7\nt8\nt9");
         assert_eq!(query.scene.text.lines().count(), SCENE_TURNS);
@@ -245,7 +255,14 @@ mod tests {
         let length = (0.8_f32 + 0.64).hypot(1.0);
         assert!((recent[1] - 1.0 / length).abs() < 1e-6, "{recent:?}");
         scene.begin_conversation();
-        assert_eq!(scene.query(None).scene.text, "t7\nt8\nt9");
+        assert_eq!(scene.query(None, 0).scene.text, "t7\nt8\nt9");
+        // They stand in for what is missing, and no longer.
+        scene.turn_finished(turn(Role::User, None, "hello", [1.0, 0.0]), &[]);
+        assert_eq!(scene.query(None, 0).scene.text, "hello");
+        for number in 0..10 {
+            scene.turn_finished(turn(Role::User, None, &format!("u{number}"), [1.0, 0.0]), &[]);
+        }
+        assert_eq!(scene.query(None, 0).scene.text.lines().count(), SCENE_TURNS);
     }
 
     #[test]
@@ -254,17 +271,17 @@ mod tests {
         let mut scene = Scene::default();
         scene.turn_finished(turn(Role::User, None, "a", [1.0, 0.0]), &[id(1), id(2)]);
         scene.turn_finished(turn(Role::User, None, "b", [1.0, 0.0]), &[id(2)]);
-        let accessed = scene.query(None).accessed;
+        let accessed = scene.query(None, 0).accessed;
         let table: Vec<_> = accessed.iter().map(|a| (a.id, a.recency, a.count)).collect();
         assert_eq!(table, [(id(1), 0.9, 1), (id(2), 1.9, 2)]);
         scene.forget(&[id(2)]);
         for _ in 0..50 {
             scene.turn_finished(turn(Role::User, None, "c", [1.0, 0.0]), &[]);
         }
-        assert_eq!(scene.query(None).accessed, []);
+        assert_eq!(scene.query(None, 0).accessed, []);
         let many: Vec<MemoryId> = (0..2 * SCENE_ACCESSES_MAX as u64).map(id).collect();
         scene.turn_finished(turn(Role::User, None, "d", [1.0, 0.0]), &many);
-        assert_eq!(scene.query(None).accessed.len(), SCENE_ACCESSES_MAX);
+        assert_eq!(scene.query(None, 0).accessed.len(), SCENE_ACCESSES_MAX);
     }
 
     #[test]
@@ -273,9 +290,9 @@ mod tests {
         let typed = |text: &str| Some(Passage { text: text.to_owned(), vector: None });
         for (text, counts) in [(" ", false), ("wh", true), ("", false), ("what", true)] {
             scene.typing(typed(text));
-            assert_eq!(scene.query(None).typed.is_some(), counts, "`{text}`");
+            assert_eq!(scene.query(None, 0).typed.is_some(), counts, "`{text}`");
         }
         scene.turn_finished(turn(Role::User, None, "what?", [1.0, 0.0]), &[]);
-        assert_eq!(scene.query(None).typed, None);
+        assert_eq!(scene.query(None, 0).typed, None);
     }
 }

@@ -174,7 +174,7 @@ impl Thinker<'_> {
             None => BTreeMap::new(),
         };
         thought.scene.embedded(&vectors);
-        let query = thought.scene.query(Some(self.key.conversation.clone()));
+        let query = thought.scene.query(Some(self.key.conversation.clone()), thought.at_ms);
         let look = self.preloader.look(query).await?;
         let predictor = self.shared.predictors.of(&self.key.cube.tenant).await;
         let start_us = self.shared.environment.monotonic_us();

@@ -217,6 +217,35 @@ impl DenseArm {
     /// The dot products of all slots with the query, within about 0.003 of the exact ones; `None`
     /// when no slot has a vector of the query's length.
     pub(crate) fn scan(&self, query: &[f32]) -> Option<Vec<f32>> {
+        let query = self.query_codes(query)?;
+        let mut dots = vec![0.0; self.scales.len()];
+        for (number, block) in self.blocks.iter().enumerate() {
+            let first = number * VECTOR_BLOCK_SLOTS;
+            super::simd::scan(block.codes(), &query.codes, |slot, sum| {
+                dots[first + slot] = sum * (self.scales[first + slot] * query.scale);
+            });
+        }
+        Some(dots)
+    }
+
+    /// As `scan`, for several queries while each block is in the processor's cache; 0 for queries
+    /// that are missing or of another length.
+    pub(crate) fn scan_each<const N: usize>(&self, queries: [Option<&[f32]>; N]) -> Vec<[f32; N]> {
+        let queries = queries.map(|query| query.and_then(|query| self.query_codes(query)));
+        let mut dots = vec![[0.0; N]; self.scales.len()];
+        for (number, block) in self.blocks.iter().enumerate() {
+            let first = number * VECTOR_BLOCK_SLOTS;
+            for (place, query) in queries.iter().enumerate() {
+                let Some(query) = query else { continue };
+                super::simd::scan(block.codes(), &query.codes, |slot, sum| {
+                    dots[first + slot][place] = sum * (self.scales[first + slot] * query.scale);
+                });
+            }
+        }
+        dots
+    }
+
+    fn query_codes(&self, query: &[f32]) -> Option<QueryCodes> {
         if self.dimensions == 0 || query.len() != self.dimensions {
             return None;
         }
@@ -224,18 +253,16 @@ impl DenseArm {
         if largest == 0.0 {
             return None;
         }
-        let scale = largest / QUERY_CODE_MAX;
-        let query: Vec<i16> =
+        let codes =
             query.iter().map(|value| to_query_code(value * QUERY_CODE_MAX / largest)).collect();
-        let mut dots = vec![0.0; self.scales.len()];
-        for (number, block) in self.blocks.iter().enumerate() {
-            let first = number * VECTOR_BLOCK_SLOTS;
-            super::simd::scan(block.codes(), &query, |slot, sum| {
-                dots[first + slot] = sum * (self.scales[first + slot] * scale);
-            });
-        }
-        Some(dots)
+        Some(QueryCodes { codes, scale: largest / QUERY_CODE_MAX })
     }
+}
+
+/// A query, ready to be multiplied with codes.
+struct QueryCodes {
+    codes: Vec<i16>,
+    scale: f32,
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the value lies within the codes by its scale")]
@@ -293,6 +320,10 @@ mod tests {
         }
         let query = [0.3, -0.2, 0.9];
         assert_eq!(arm.scan(&query), restored.scan(&query));
+        let each = arm.scan_each([Some(&query[..]), None, Some(&[1.0]), Some(&query[..])]);
+        let dots = arm.scan(&query).expect("scanned");
+        let expected: Vec<[f32; 4]> = dots.into_iter().map(|dot| [dot, 0.0, 0.0, dot]).collect();
+        assert_eq!(each, expected, "several queries at once are as each by itself");
         assert_eq!(shared.scan(&query).expect("scanned").len(), slots, "a copy stays as it was");
     }
 }

@@ -182,6 +182,34 @@ impl LexicalArm {
         found.then_some(scores)
     }
 
+    /// As `scores`, for several texts at once: `times` says how often each of them has a term. 0
+    /// where an item has nothing in common with a text.
+    pub(crate) fn scores_each<const N: usize>(
+        &self,
+        slots: &Slots,
+        times: &BTreeMap<String, [f32; N]>,
+    ) -> Vec<[f32; N]> {
+        let live = slots.live() as f32;
+        let average = (self.window_length_sum / f64::from(live.max(1.0))).max(1e-9);
+        let per_term = (BM25_K1 * BM25_B / average as f32, BM25_K1 * (1.0 - BM25_B));
+        let mut scores = vec![[0.0_f32; N]; slots.len()];
+        let mut frequencies = vec![0.0_f32; slots.len()];
+        let mut touched: Vec<u32> = Vec::new();
+        for (term, times) in times {
+            let postings = self.holding(term);
+            let idf = idf(live, postings.len() as f32);
+            self.spread(postings, &mut frequencies, &mut touched);
+            for slot in touched.drain(..) {
+                let place = slot as usize;
+                let frequency = std::mem::take(&mut frequencies[place]);
+                let norm = per_term.1 + per_term.0 * self.window_lengths[place];
+                let score = idf * frequency * (BM25_K1 + 1.0) / (frequency + norm);
+                scores[place].iter_mut().zip(times).for_each(|(sum, times)| *sum += times * score);
+            }
+        }
+        scores
+    }
+
     /// Gives the frequencies of a term to the items that hold it and to those that borrow from
     /// them.
     fn spread(&self, postings: &[Posting], frequencies: &mut [f32], touched: &mut Vec<u32>) {

@@ -77,9 +77,6 @@ pub(super) struct Standard {
 }
 
 impl Standard {
-    /// Tells nothing apart.
-    pub(super) const NONE: Self = Self { mean: 0.0, inverse_spread: 0.0 };
-
     /// Over `count` values; others must be 0. A spread below `spread_min` counts as that much, so
     /// that a handful of like values makes no difference.
     pub(super) fn of(values: &[f32], count: usize, spread_min: f32) -> Self {

@@ -10,35 +10,32 @@ use memcube_schemas::{
     MemoryId,
     conversation::Role,
     memory::MemoryItem,
-    scene::{Access, NextSpeaker, Passage, SceneCandidate, SceneFeatures, SceneQuery},
+    scene::{Access, NextSpeaker, SceneCandidate, SceneFeatures, SceneQuery},
 };
 
 use super::{
+    analysis::Analyzer,
     features::first_name,
     index::RecallIndex,
-    rank::{Standard, best_slots, weights},
+    rank::{best_slots, weights},
+    slots::NONE,
 };
 
-/// Slots that are looked at for each candidate that is wanted: speaker and use may lift one that
-/// words and meanings leave behind.
-const LOOKED_AT_PER_CANDIDATE: usize = 4;
 /// What one use counts before the logarithm.
 const RECENCY_SCALE: f32 = 5.0;
+const DAY_MS: f32 = 86_400_000.0;
+/// Passages that slots are compared with, in this order: last, recent, scene, typed.
+const PASSAGES: usize = 4;
+const LAST: usize = 0;
+const RECENT: usize = 1;
+const SCENE: usize = 2;
+const TYPED: usize = 3;
+/// How much nearness to each passage counts when candidates are picked. Only what is far from all
+/// of them is passed over, so the shares matter little.
+const NEARNESS: [f32; PASSAGES] = [1.0, 1.0, 1.0, 2.0];
 
-/// Similarity of every slot to a passage: words and meanings, as a z-score. Nothing where neither
-/// tells anything.
-struct Similarity {
-    sums: Vec<f32>,
-    standard: Standard,
-}
-
-impl Similarity {
-    const NONE: Self = Self { sums: Vec::new(), standard: Standard::NONE };
-
-    fn z(&self, slot: usize) -> f32 {
-        self.sums.get(slot).map_or(0.0, |sum| self.standard.z(*sum))
-    }
-}
+/// One value for each passage.
+type Each = [f32; PASSAGES];
 
 impl RecallIndex {
     /// The memories that are nearest to what was said, and those that were used lately.
@@ -48,75 +45,105 @@ impl RecallIndex {
         query: &SceneQuery,
         items: &BTreeMap<MemoryId, Arc<MemoryItem>>,
     ) -> Vec<SceneCandidate> {
-        let last = self.similarity(&query.last);
-        let recent = self.similarity(&query.recent);
-        let scene = self.similarity(&query.scene);
-        let typed = query.typed.as_ref().map_or(Similarity::NONE, |typed| self.similarity(typed));
-        let speaker = self.who_speaks(query.next_speaker.as_ref());
-        let accessed: BTreeMap<MemoryId, &Access> =
-            query.accessed.iter().map(|access| (access.id, access)).collect();
-        let mut nearness: Vec<f32> = (0..self.slots.len())
-            .map(|slot| last.z(slot) + recent.z(slot) + scene.z(slot) + 2.0 * typed.z(slot))
+        let near = self.nearness(query);
+        let moment = Moment {
+            speaker: self.who_speaks(query.next_speaker.as_ref()),
+            accessed: query.accessed.iter().map(|access| (access.id, access)).collect(),
+            now_ms: query.now_ms,
+        };
+        let sums: Vec<f32> = near
+            .iter()
+            .zip(&self.slots.is_live)
+            .map(|(near, is_live)| match is_live {
+                true => near.iter().zip(NEARNESS).map(|(near, weight)| near * weight).sum(),
+                false => f32::NEG_INFINITY,
+            })
             .collect();
-        for (slot, near) in nearness.iter_mut().enumerate() {
-            if !self.slots.is_live[slot] {
-                *near = f32::NEG_INFINITY;
+        let used = moment.accessed.keys().filter_map(|id| self.slots.slot(*id));
+        let mut pool: BTreeSet<u32> = used.take(query.candidates_max).collect();
+        for slot in best_slots(&sums, &self.slots.ids, query.candidates_max) {
+            if pool.len() == query.candidates_max {
+                break;
             }
+            pool.insert(slot);
         }
-        let depth = query.candidates_max.saturating_mul(LOOKED_AT_PER_CANDIDATE);
-        let near = best_slots(&nearness, &self.slots.ids, depth);
-        let used = accessed.keys().filter_map(|id| self.slots.slot(*id));
-        let pool: BTreeSet<u32> = near.into_iter().chain(used).collect();
         let candidate = |slot: u32| {
-            let slot = slot as usize;
-            let id = self.slots.ids[slot];
+            let id = self.slots.ids[slot as usize];
             let item = items.get(&id)?;
             if query.conversation.is_some() && item.conversation == query.conversation {
                 return None;
             }
-            let access = accessed.get(&id);
-            let features = SceneFeatures {
-                last: last.z(slot),
-                recent: recent.z(slot),
-                scene: scene.z(slot),
-                typed: typed.z(slot),
-                speaker: if speaker.has_said(self, slot, item) { 1.0 } else { 0.0 },
-                recency: access.map_or(0.0, |access| (access.recency * RECENCY_SCALE).ln_1p()),
-                frequency: access.map_or(0.0, |access| (access.count as f32).ln_1p()),
-                substance: (self.own_terms[slot] as f32 / weights::LENGTH_FULL_TERMS).min(1.0),
-            };
+            let features = self.scene_features(&moment, &near, slot, item);
             Some(SceneCandidate { id, revision: item.revision, tokens: item.tokens, features })
         };
         pool.into_iter().filter_map(candidate).collect()
     }
 
-    fn similarity(&self, passage: &Passage) -> Similarity {
-        let live = self.slots.live();
-        let terms = self.analyzer.terms(&passage.text);
-        let lexical = self.lexical.scores(&self.slots, &terms);
-        let dense = passage.vector.as_deref().and_then(|vector| self.dense.scan(vector));
-        let mut sums = vec![0.0_f32; self.slots.len()];
-        let mut add = |scores: &[f32], weight: f32, spread_min: f32| {
-            let standard = Standard::of(scores, live, spread_min);
-            for (slot, sum) in sums.iter_mut().enumerate() {
-                if self.slots.is_live[slot] {
-                    *sum += weight * standard.z(scores[slot]);
-                }
-            }
+    fn scene_features(
+        &self,
+        moment: &Moment<'_>,
+        near: &[Each],
+        slot: u32,
+        item: &MemoryItem,
+    ) -> SceneFeatures {
+        let place = slot as usize;
+        let [before, after, ..] = self.slots.window(slot);
+        let access = |slot: u32| {
+            let id = self.slots.ids.get(slot as usize)?;
+            moment.accessed.get(id)
         };
-        match (&lexical, &dense) {
-            (None, None) => return Similarity::NONE,
-            (lexical, dense) => {
-                if let Some(scores) = lexical {
-                    add(scores, weights::LEXICAL, f32::EPSILON);
-                }
-                if let Some(scores) = dense {
-                    add(scores, weights::DENSE, weights::DENSE_SPREAD_MIN);
-                }
-            }
+        let recency =
+            |slot: u32| access(slot).map_or(0.0, |access| (access.recency * RECENCY_SCALE).ln_1p());
+        let said_ms = item.said_at_ms.unwrap_or(item.learned_at_ms);
+        let used_ms = access(slot).map_or(said_ms, |access| access.at_ms.max(said_ms));
+        SceneFeatures {
+            last: near[place][LAST],
+            recent: near[place][RECENT],
+            scene: near[place][SCENE],
+            typed: near[place][TYPED],
+            speaker: if moment.speaker.has_said(self, place, item) { 1.0 } else { 0.0 },
+            recency: recency(slot),
+            frequency: access(slot).map_or(0.0, |access| (access.count as f32).ln_1p()),
+            substance: (self.own_terms[place] as f32 / weights::LENGTH_FULL_TERMS).min(1.0),
+            successor: if before == NONE { 0.0 } else { near[before as usize][LAST] },
+            neighbour: recency(before).max(recency(after)),
+            gap: days(used_ms, moment.now_ms).ln_1p(),
+            hour: same_hour(said_ms, moment.now_ms),
         }
-        let standard = Standard::of(&sums, live, f32::EPSILON);
-        Similarity { sums, standard }
+    }
+
+    /// The similarity of every slot to every passage: words and meanings, as a z-score. 0 where
+    /// neither tells anything.
+    fn nearness(&self, query: &SceneQuery) -> Vec<Each> {
+        let typed = query.typed.as_ref();
+        let times = terms(
+            &self.analyzer,
+            [&query.last.text, &query.recent.text, &query.scene.text],
+            typed.map(|typed| typed.text.as_str()),
+        );
+        let lexical = self.lexical.scores_each(&self.slots, &times);
+        let dense = self.dense.scan_each([
+            query.last.vector.as_deref(),
+            query.recent.vector.as_deref(),
+            query.scene.vector.as_deref(),
+            typed.and_then(|typed| typed.vector.as_deref()),
+        ]);
+        let is_live = &self.slots.is_live;
+        let words = Standards::of(&lexical, is_live, f32::EPSILON);
+        let meanings = Standards::of(&dense, is_live, weights::DENSE_SPREAD_MIN);
+        let mut sums: Vec<Each> = lexical
+            .iter()
+            .zip(&dense)
+            .map(|(lexical, dense)| {
+                let (words, meanings) = (words.z(lexical), meanings.z(dense));
+                std::array::from_fn(|passage| {
+                    weights::LEXICAL * words[passage] + weights::DENSE * meanings[passage]
+                })
+            })
+            .collect();
+        let standards = Standards::of(&sums, is_live, f32::EPSILON);
+        sums.iter_mut().for_each(|sums| *sums = standards.z(sums));
+        sums
     }
 
     fn who_speaks(&self, next: Option<&NextSpeaker>) -> WhoSpeaks {
@@ -129,6 +156,89 @@ impl RecallIndex {
             }
         }
     }
+}
+
+/// What is known of the moment before the next turn, besides words.
+struct Moment<'a> {
+    speaker: WhoSpeaks,
+    accessed: BTreeMap<MemoryId, &'a Access>,
+    now_ms: i64,
+}
+
+/// How often each term stands in each passage. The last turns are the end of the scene: where a
+/// passage ends with the one before it, only the rest is read.
+fn terms(
+    analyzer: &Analyzer,
+    growing: [&String; 3],
+    typed: Option<&str>,
+) -> BTreeMap<String, Each> {
+    let mut times: BTreeMap<String, Each> = BTreeMap::new();
+    let mut known = "";
+    for (passage, text) in growing.into_iter().enumerate() {
+        let rest = text.strip_suffix(known).filter(|rest| rest.is_empty() || rest.ends_with('\n'));
+        if rest.is_none() {
+            times.values_mut().for_each(|times| times[passage..].fill(0.0));
+        }
+        for term in analyzer.terms(rest.unwrap_or(text)) {
+            let times = times.entry(term).or_default();
+            times[passage..TYPED].iter_mut().for_each(|times| *times += 1.0);
+        }
+        known = text;
+    }
+    for term in typed.map(|typed| analyzer.terms(typed)).unwrap_or_default() {
+        times.entry(term).or_default()[TYPED] += 1.0;
+    }
+    times
+}
+
+/// Turns the values of each passage into z-scores: how many standard deviations they lie above the
+/// mean of the live slots.
+struct Standards {
+    means: Each,
+    inverse_spreads: Each,
+}
+
+impl Standards {
+    /// A spread below `spread_min` counts as that much, so that a handful of like values makes no
+    /// difference.
+    fn of(values: &[Each], is_live: &[bool], spread_min: f32) -> Self {
+        let (mut sums, mut squares) = ([0.0_f64; PASSAGES], [0.0_f64; PASSAGES]);
+        let mut count = 0_u32;
+        for (values, is_live) in values.iter().zip(is_live) {
+            if *is_live {
+                count += 1;
+                for (passage, value) in values.iter().enumerate() {
+                    let value = f64::from(*value);
+                    sums[passage] += value;
+                    squares[passage] += value * value;
+                }
+            }
+        }
+        let count = f64::from(count.max(1));
+        let means = sums.map(|sum| sum / count);
+        let inverse_spreads = std::array::from_fn(|passage| {
+            let variance = (squares[passage] / count - means[passage] * means[passage]).max(0.0);
+            1.0 / (variance.sqrt() as f32).max(spread_min)
+        });
+        Self { means: means.map(|mean| mean as f32), inverse_spreads }
+    }
+
+    fn z(&self, values: &Each) -> Each {
+        std::array::from_fn(|passage| {
+            (values[passage] - self.means[passage]) * self.inverse_spreads[passage]
+        })
+    }
+}
+
+/// Days between two times, never negative.
+fn days(from_ms: i64, to_ms: i64) -> f32 {
+    to_ms.saturating_sub(from_ms).max(0) as f32 / DAY_MS
+}
+
+/// How near two times of the day are: 1 for the same, 0 for twelve hours apart.
+fn same_hour(one_ms: i64, other_ms: i64) -> f32 {
+    let apart = days(0, one_ms.saturating_sub(other_ms).saturating_abs()).fract();
+    1.0 - 2.0 * apart.min(1.0 - apart)
 }
 
 /// Who is likely to speak next, as the index knows them.
