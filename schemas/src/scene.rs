@@ -98,6 +98,9 @@ pub struct SceneFeatures {
     pub gap: f32,
     /// How well its time of day fits, from 0 for the opposite to 1 for the same.
     pub hour: f32,
+    /// Of how few memories it is one: the logarithm of 500 by their number. A turn needs about as
+    /// many of few as of many.
+    pub few: f32,
 }
 
 /// A memory that may be needed.

@@ -4,6 +4,7 @@ mod activation;
 mod converse;
 mod faults;
 mod remote;
+mod scheduler;
 mod snapshots;
 
 use std::{

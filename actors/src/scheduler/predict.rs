@@ -10,7 +10,7 @@ use memcube_schemas::{
 };
 
 /// Inputs of a model: features, whether the cache holds it, and the constant term.
-const INPUTS: usize = 14;
+const INPUTS: usize = 15;
 
 type Inputs = [f32; INPUTS];
 
@@ -28,6 +28,7 @@ pub const INPUT_NAMES: [&str; INPUTS] = [
     "beside_used",
     "days_since",
     "time_of_day",
+    "few_memories",
     "resident",
     "constant",
 ];
@@ -38,9 +39,9 @@ pub const INPUT_NAMES: [&str; INPUTS] = [
 /// clearly better. Likelihoods were calibrated on what recall found for the turns.
 const PRIOR: [Inputs; 2] = [
     // Before anything is typed.
-    [0.23, 0.48, 0.23, 0.0, 0.67, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 0.33, -5.5],
+    [0.23, 0.48, 0.23, 0.0, 0.67, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 1.0, 0.33, -5.5],
     // While something is typed.
-    [0.08, 0.21, 0.08, 0.75, 0.33, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 0.17, -5.5],
+    [0.08, 0.21, 0.08, 0.75, 0.33, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 1.0, 0.17, -5.5],
 ];
 /// How far one turn moves the weights.
 const LEARNING_RATE: f32 = 0.002;
@@ -85,11 +86,12 @@ fn inputs(features: &SceneFeatures, is_resident: bool) -> Inputs {
         neighbour,
         gap,
         hour,
+        few,
     } = *features;
     let resident = if is_resident { 1.0 } else { 0.0 };
     [
         last, recent, scene, typed, speaker, recency, frequency, substance, successor, neighbour,
-        gap, hour, resident, 1.0,
+        gap, hour, few, resident, 1.0,
     ]
 }
 

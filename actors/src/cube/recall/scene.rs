@@ -23,6 +23,8 @@ use super::{
 
 /// What one use counts before the logarithm.
 const RECENCY_SCALE: f32 = 5.0;
+/// Memories of a cube of which nothing is added to or taken from anybody's likelihood.
+const MANY: f32 = 500.0;
 const DAY_MS: f32 = 86_400_000.0;
 /// Passages that slots are compared with, in this order: last, recent, scene, typed.
 const PASSAGES: usize = 4;
@@ -109,6 +111,7 @@ impl RecallIndex {
             neighbour: recency(before).max(recency(after)),
             gap: days(used_ms, moment.now_ms).ln_1p(),
             hour: same_hour(said_ms, moment.now_ms),
+            few: (MANY / self.slots.live().max(1) as f32).ln(),
         }
     }
 

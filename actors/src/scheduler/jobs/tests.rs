@@ -306,8 +306,7 @@ async fn the_jobs_of_a_deleted_cube_end() {
                 pending().await
             };
             let cube = Some(CubeId::new(cube).expect("valid"));
-            jobs.submit(Job { cube, ..job(owner, &format!("{cube:?} {number}"), work) })
-                .expect("taken");
+            jobs.submit(Job { cube, ..job(owner, &format!("{number}"), work) }).expect("taken");
         }
     }
     sleep(Duration::from_millis(1)).await;
