@@ -127,6 +127,7 @@ async fn a_third_turn_finds_an_older_memory_in_place_and_the_timeline_tells_why(
     assert!(cello.was_preloaded && cello.is_wanted, "{opening:?}");
     // What was said and what is needed was computed before; the question is left.
     assert!(third.reuse.computed_tokens < 100, "{:?}", third.reuse);
+    pause().await;
 
     let entries = timeline(&cube, &talk).await.entries;
     let before = entries.iter().rfind(|entry| entry.outcome.is_some()).expect("it is settled");
