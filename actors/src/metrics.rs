@@ -90,6 +90,16 @@ pub const FEED_TRIMMED_TOTAL: &str = "memcube_feed_trimmed_total";
 pub const CHORE_SECONDS: &str = "memcube_chore_seconds";
 /// Runs of chores that failed, by `chore`.
 pub const CHORES_FAILED_TOTAL: &str = "memcube_chores_failed_total";
+/// Background jobs that wait now.
+pub const JOBS_WAITING: &str = "memcube_jobs_waiting";
+/// Background jobs that run now.
+pub const JOBS_RUNNING: &str = "memcube_jobs_running";
+/// Background jobs that have ended, by `kind` and `outcome`.
+pub const JOBS_TOTAL: &str = "memcube_jobs_total";
+/// Time that a background job waited for its turn, by `kind`.
+pub const JOB_WAIT_SECONDS: &str = "memcube_job_wait_seconds";
+/// Time that a background job took, by `kind`.
+pub const JOB_SECONDS: &str = "memcube_job_seconds";
 /// Time from a request for a reply to its first token, by `warm`: whether any token was reused.
 pub const TTFT_SECONDS: &str = "memcube_ttft_seconds";
 /// Replies, by `outcome`.
@@ -180,6 +190,7 @@ pub fn describe() {
     counter(FEED_EVENTS_TOTAL, "events handed to streams");
     counter(FEED_TRIMMED_TOTAL, "records trimmed from event feeds");
     describe_inference();
+    describe_jobs();
     seconds(SCENE_SECONDS, "time to find what the next turn may need");
     seconds(CHORE_SECONDS, "time of one run of a chore");
     counter(CHORES_FAILED_TOTAL, "runs of chores that failed");
@@ -213,4 +224,12 @@ fn describe_inference() {
     counter(REMOTE_RETRIES_TOTAL, "requests to a model elsewhere, tried again");
     seconds(REMOTE_WAIT_SECONDS, "time before a request went to a model elsewhere");
     counter(REMOTE_PRELOADS_TOTAL, "prompts sent ahead to a model elsewhere");
+}
+
+fn describe_jobs() {
+    describe_gauge!(JOBS_WAITING, Unit::Count, "background jobs that wait now");
+    describe_gauge!(JOBS_RUNNING, Unit::Count, "background jobs that run now");
+    describe_counter!(JOBS_TOTAL, Unit::Count, "background jobs that have ended");
+    describe_histogram!(JOB_WAIT_SECONDS, Unit::Seconds, "time until a background job began");
+    describe_histogram!(JOB_SECONDS, Unit::Seconds, "time that a background job took");
 }
