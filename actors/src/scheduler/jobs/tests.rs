@@ -305,8 +305,9 @@ async fn the_jobs_of_a_deleted_cube_end() {
                 let _held = held;
                 pending().await
             };
+            let job = job(owner, &format!("{cube} {number}"), work);
             let cube = Some(CubeId::new(cube).expect("valid"));
-            jobs.submit(Job { cube, ..job(owner, &format!("{number}"), work) }).expect("taken");
+            jobs.submit(Job { cube, ..job }).expect("taken");
         }
     }
     sleep(Duration::from_millis(1)).await;
@@ -410,11 +411,12 @@ async fn a_noisy_tenant_does_not_move_another_ones_p99() {
         println!("noise of {noisy_ms} ms: median {median} ms, p99 {p99} ms, alone {alone} ms");
         assert!(p99 * 100 < alone * 110, "{p99} ms next to {noisy_ms} ms, alone {alone} ms");
     }
-    // With as many of them as fill all places, a job waits for one to be free, and no longer.
+    // Five of them fill all places. A job waits until those are free whose turn it is already, and
+    // no longer, however many more wait.
     for noisy_ms in [20, 150] {
         let (median, p99) = quiet_next_to(5, noisy_ms).await;
         println!("noise of five, {noisy_ms} ms: median {median} ms, p99 {p99} ms");
-        assert!(p99 <= alone + noisy_ms + 1, "{p99} ms next to five");
+        assert!(p99 <= alone + 2 * noisy_ms, "{p99} ms next to five");
     }
 }
 
