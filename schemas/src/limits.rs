@@ -311,18 +311,6 @@ pub const JOB_TENANTS_MAX: usize = 1_024;
 /// Bytes of the name of a background job: a cube id and a few words.
 pub const JOB_NAME_BYTES_MAX: usize = 512;
 
-/// Background jobs of tenants that wait on one node before further ones are refused.
-pub const JOBS_WAITING_MAX: usize = 16_384;
-/// Background jobs of one tenant that wait on one node, so that it leaves room to the others; and of
-/// the node itself.
-pub const JOBS_WAITING_PER_TENANT_MAX: usize = 1_024;
-/// Background jobs of one tenant that a node remembers after they have ended.
-pub const JOBS_REMEMBERED_PER_TENANT: usize = 64;
-/// Tenants whose background jobs a node remembers; past it, those go that had none for longest.
-pub const JOB_TENANTS_MAX: usize = 1_024;
-/// Bytes of the name of a background job: a cube id and a few words.
-pub const JOB_NAME_BYTES_MAX: usize = 512;
-
 /// Messages of one chat request: more than any window of a model holds.
 pub const CHAT_MESSAGES_MAX: usize = 4_096;
 /// Texts before which a reply ends.

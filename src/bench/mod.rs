@@ -7,6 +7,8 @@ pub mod preload;
 pub mod recall;
 pub mod recall_speed;
 #[cfg(feature = "candle")]
+pub mod scenes;
+#[cfg(feature = "candle")]
 pub mod segments;
 #[cfg(feature = "candle")]
 pub mod ttft;

@@ -2,6 +2,8 @@
 
 mod ingest;
 #[cfg(feature = "candle")]
+mod scenes;
+#[cfg(feature = "candle")]
 mod segments;
 #[cfg(feature = "candle")]
 mod ttft;
@@ -48,6 +50,10 @@ pub(crate) enum BenchCommand {
     /// an object store, or nowhere.
     #[cfg(feature = "candle")]
     Ttft(ttft::TtftArgs),
+    /// Replay a conversation with pauses, and measure the time to the first token with the
+    /// scheduler, without it, and with everything cached.
+    #[cfg(feature = "candle")]
+    Scenes(scenes::ScenesArgs),
     /// Measure what independent segments cost in accuracy and what they save.
     #[cfg(feature = "candle")]
     Segments(segments::SegmentsArgs),
@@ -211,6 +217,8 @@ pub(crate) fn run(options: &Options, command: BenchCommand) -> Result<()> {
         BenchCommand::Hydrate(args) => run_hydrate(options, &args),
         #[cfg(feature = "candle")]
         BenchCommand::Ttft(args) => ttft::run(options, args),
+        #[cfg(feature = "candle")]
+        BenchCommand::Scenes(args) => scenes::run(options, args),
         #[cfg(feature = "candle")]
         BenchCommand::Segments(args) => segments::run(options, args),
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
 };
 
@@ -11,7 +12,7 @@ use memcube_schemas::{BlockKey, activation::KvBlock};
 
 use super::{
     activation_cache::{ActivationCache, Lease, Segment, Tier, chain::Chain, stored::LoadedBlock},
-    device::{DeviceHandle, Until},
+    device::{DeviceHandle, Until, Urgency},
     engine::{Cancel, EngineError, EngineResult, KvBytes, Sampling, Session, Token},
     loading::Loading,
 };
@@ -19,6 +20,10 @@ use crate::{environment::Environment, error::Error};
 
 /// Blocks that are brought in at once: between two such runs others have their turn.
 const RUN_MAX: usize = 32;
+
+/// Tokens that are computed ahead at once: on two cores, about 10 ms for a model of 135 million
+/// weights.
+const PRELOAD_PART_TOKENS: usize = 32;
 
 /// Why a prompt could not be brought into a session.
 #[derive(Debug)]
@@ -357,19 +362,44 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Computes a block, and after the last one chooses a token.
+    /// Computes a block, and after the last one chooses a token. Ahead of time, it does so in small
+    /// parts, so that somebody who wants an answer meanwhile waits for a part at the most.
     async fn compute(
         &self,
         mut session: Box<dyn Session>,
         at: usize,
         cancel: Cancel,
     ) -> Result<Computed, Error> {
-        let guard = CancelOnDrop(cancel.clone());
+        let _guard = CancelOnDrop(cancel.clone());
+        let tokens = self.chain.tokens_of(at).len();
+        let part = match self.until.urgency {
+            Urgency::Foreground => tokens,
+            Urgency::Preload => PRELOAD_PART_TOKENS,
+        };
+        let mut start = 0;
+        loop {
+            let end = (start + part).min(tokens);
+            let computed = self.compute_part(session, at, start..end, cancel.clone()).await?;
+            if end == tokens || computed.1.is_err() {
+                return Ok(computed);
+            }
+            (session, start) = (computed.0, end);
+        }
+    }
+
+    async fn compute_part(
+        &self,
+        mut session: Box<dyn Session>,
+        at: usize,
+        part: Range<usize>,
+        cancel: Cancel,
+    ) -> Result<Computed, Error> {
         let until = Until { cancel: cancel.clone(), ..self.until.clone() };
         let (chain, sampling) = (Arc::clone(self.chain), self.sampling);
-        let is_last = at + 1 == chain.blocks.len();
+        let is_last = at + 1 == chain.blocks.len() && part.end == chain.tokens_of(at).len();
         let work = move |_: &dyn super::engine::Engine| {
-            let mut result = session.prefill(chain.tokens_of(at), &cancel).map(|()| None);
+            let tokens = &chain.tokens_of(at)[part];
+            let mut result = session.prefill(tokens, &cancel).map(|()| None);
             if let (Ok(first), true, Some((sampling, draw))) = (&mut result, is_last, sampling) {
                 match session.sample(sampling, draw) {
                     Ok(token) => *first = Some(token),
@@ -379,9 +409,7 @@ impl Filling<'_> {
             let owed_us = session.owed_us();
             ((session, result), owed_us)
         };
-        let computed = self.device.run(until, work).await;
-        drop(guard);
-        computed
+        self.device.run(until, work).await
     }
 }
 
