@@ -12,6 +12,7 @@ use memcube_actors::{
         Engine, InferenceParts,
         remote::{RemoteModel, RemoteParts},
     },
+    scheduler::jobs::JobRules,
     storage::{
         InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex,
         blobs::{Plain, Seal},
@@ -197,6 +198,7 @@ impl NodeBuilder {
             node,
             passivate_after_ms: settings.cube.passivate_after_ms,
             hot_cubes_max: settings.cube.hot_cubes_max,
+            jobs: JobRules::default(),
             cluster,
             vectors,
             blobs,

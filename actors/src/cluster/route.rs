@@ -125,7 +125,12 @@ impl Cubes {
                     self.why_ended(key, slot.actor.get_id()).await?;
                     answer = Err(error);
                 }
-                Ok(result) => return result,
+                Ok(result) => {
+                    if result.is_ok() && matches!(call, CubeCall::Erase) {
+                        self.jobs().cancel_of_cube(&key.tenant, &key.cube);
+                    }
+                    return result;
+                }
                 Err(_) => match self.why_ended(key, slot.actor.get_id()).await? {
                     // Whoever was part of a commit has been answered: this call had no effect.
                     Ended::Passivated | Ended::Fenced => {}
