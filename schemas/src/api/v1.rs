@@ -31,10 +31,12 @@ macro_rules! body {
 
 // Below the macro, which it uses.
 mod events;
+mod jobs;
 mod nodes;
 mod tenant_search;
 
 pub use events::{ChangeBody, ChangeKind, EventBody, EventKind, EventsResponse, StreamClosed};
+pub use jobs::{JobBody, JobCondition, JobCountsBody, JobsResponse, PauseJobsRequest};
 pub use nodes::{HandOverRequest, HandOverResponse, ListNodesResponse, NodeBody, NodeCondition};
 pub use tenant_search::{
     CubeHitBody, TenantSearchBody, TenantSearchResponse, VectorShardBody, VectorsResponse,
