@@ -12,7 +12,7 @@ use memcube_actors::{
         Engine, InferenceParts,
         remote::{RemoteModel, RemoteParts},
     },
-    scheduler::{SchedulerParts, log::DecisionLog},
+    scheduler::{SchedulerParts, jobs::JobRules, log::DecisionLog},
     storage::{
         InMemoryStore, InMemoryVectorIndex, SharedStore, SharedVectorIndex,
         blobs::{Plain, Seal},
@@ -200,6 +200,7 @@ impl NodeBuilder {
             node,
             passivate_after_ms: settings.cube.passivate_after_ms,
             hot_cubes_max: settings.cube.hot_cubes_max,
+            jobs: JobRules::default(),
             cluster,
             vectors,
             blobs,

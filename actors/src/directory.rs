@@ -106,6 +106,8 @@ pub struct NodeParts {
     pub vectors: Option<VectorParts>,
     /// Where large bytes lie; without it cubes have no snapshots.
     pub blobs: Option<BlobParts>,
+    /// How many background jobs run at a time.
+    pub jobs: JobRules,
 }
 
 /// What a node needs for blobs.
@@ -155,9 +157,9 @@ pub(crate) struct Shared {
     sweeper: Option<BlobSweeper>,
     pub(crate) search_places: SearchPlaces,
     feed: FeedHandle,
+    jobs: JobsHandle,
     housekeeper: OnceLock<HousekeeperHandle>,
     pub(crate) scheduler: OnceLock<SchedulerHandle>,
-    jobs: JobsHandle,
     /// For a planted bug: the tenant of the call before.
     #[cfg(feature = "defects")]
     tenant_before: std::sync::Mutex<Option<TenantId>>,
@@ -229,6 +231,7 @@ impl Cubes {
             Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
         let NodeParts { store, environment, embedder, node, cluster, vectors, blobs, .. } = parts;
         let (feed, store) = EventFeed::start(store, environment.clone()).await?;
+        let jobs = JobsHandle::start(environment.clone(), parts.jobs).await?;
         let settings = HostSettings {
             passivate_after_ms: parts.passivate_after_ms,
             hot_cubes_max: parts.hot_cubes_max,
@@ -251,6 +254,7 @@ impl Cubes {
                     Ok(cluster) => Some(cluster),
                     Err(error) => {
                         feed.stop().await;
+                        jobs.stop().await;
                         if let Some(embedder) = &embedder {
                             embedder.stop().await;
                         }
@@ -268,7 +272,6 @@ impl Cubes {
             }
             None => None,
         };
-        let jobs = JobsHandle::start(environment.clone(), JobRules::default()).await?;
         let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
@@ -284,9 +287,9 @@ impl Cubes {
             sweeper,
             search_places: SearchPlaces::new(TENANT_SEARCHES_MAX),
             feed,
+            jobs,
             housekeeper: OnceLock::new(),
             scheduler: OnceLock::new(),
-            jobs,
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
@@ -321,6 +324,7 @@ impl Cubes {
             host.queue(),
         ];
         queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
+        queues.push(self.shared.jobs.queue());
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
         queues.extend(self.scheduler().map(SchedulerHandle::queue));
         queues.extend(self.inference().into_iter().flat_map(InferenceHandle::queues));
@@ -352,6 +356,7 @@ impl Cubes {
         if let Some(housekeeper) = self.shared.housekeeper.get() {
             housekeeper.kill();
         }
+        self.shared.jobs.kill();
         self.shared.host.kill();
         if let Some(vectors) = &self.shared.vectors {
             vectors.kill();
@@ -377,6 +382,7 @@ impl Cubes {
         if let Some(housekeeper) = self.shared.housekeeper.get() {
             housekeeper.stop().await;
         }
+        self.shared.jobs.stop().await;
         self.shared.host.shut_down().await;
         if let Some(inference) = self.inference() {
             inference.stop().await;
@@ -430,16 +436,16 @@ impl Cubes {
         entries.map(|entry| Ok(decode(&entry.value)?)).collect()
     }
 
-    /// Background jobs of this node.
-    #[must_use]
-    pub fn jobs(&self) -> &JobsHandle {
-        &self.shared.jobs
-    }
-
     /// What the commits of a tenant's cubes did, in order.
     #[must_use]
     pub fn feed(&self) -> &FeedHandle {
         &self.shared.feed
+    }
+
+    /// The background jobs of this node.
+    #[must_use]
+    pub fn jobs(&self) -> &JobsHandle {
+        &self.shared.jobs
     }
 
     /// Starts the housekeeper of this node, with its own chores and more. It can be started once.
@@ -447,14 +453,16 @@ impl Cubes {
     /// # Errors
     /// `Internal` when it was started before, or cannot be started.
     pub async fn keep_house(&self, rules: HouseRules, more: Vec<Arc<dyn Chore>>) -> Result<()> {
-        let Shared { store, environment, views, housekeeper, feed, sweeper, .. } = &*self.shared;
+        let Shared { store, environment, views, housekeeper, feed, jobs, sweeper, .. } =
+            &*self.shared;
         let HouseRules { feed_keep_ms, period_ms } = rules;
         let trimmer = FeedTrimmer::new(feed.reader().clone(), feed_keep_ms, period_ms);
         let node_rows = NodeRows::new(Arc::clone(store), environment.clone());
         let mut chores: Vec<Arc<dyn Chore>> = vec![Arc::new(trimmer), Arc::new(node_rows)];
         chores.extend(sweeper.clone().map(|sweeper| Arc::new(sweeper) as Arc<dyn Chore>));
         chores.extend(more);
-        let started = Housekeeper::start(environment.clone(), views.clone(), chores).await?;
+        let (environment, views, jobs) = (environment.clone(), views.clone(), jobs.clone());
+        let started = Housekeeper::start(environment, views, jobs, chores).await?;
         match housekeeper.set(started) {
             Ok(()) => Ok(()),
             Err(second) => {

@@ -1,8 +1,8 @@
-//! Does what nobody waits for: trimming, sweeping, upkeep. One actor a node, which runs chores in
+//! Does what nobody waits for: trimming, sweeping, upkeep. One actor a node, which has chores run in
 //! turn, each with its own period.
 //!
 //! Receives: its own ticks, and the ends of chores.
-//! Sends: chores to tasks of their own; what they do goes to the state store.
+//! Sends: chores to the background jobs of the node; what they do goes to the state store.
 //! Owns: when each chore is due. Periods are shaken, so that nodes that started together do not
 //! work at the same moments.
 //!
@@ -26,8 +26,11 @@ use crate::{
     environment::Environment,
     error::{Error, Result},
     metrics as names,
+    scheduler::jobs::{Job, JobKind, JobsHandle},
 };
 
+/// Milliseconds that a run of a chore may take: far longer than one does that comes on.
+const CHORE_MS_MAX: u64 = 3_600_000;
 /// The longest time between two looks at what is due, and the shortest.
 const TICK_MS: (u64, u64) = (50, 60_000);
 
@@ -36,11 +39,17 @@ pub trait Chore: Send + Sync + 'static {
     /// Names it in logs and metrics.
     fn name(&self) -> &'static str;
 
+    /// What kind of job it is, by which it is counted and paused.
+    fn kind(&self) -> JobKind {
+        JobKind::Other
+    }
+
     /// Milliseconds between two runs, more or less.
     fn period_ms(&self) -> u64;
 
     /// Does what there is to do, and tells how many things were done. A run that is dropped before
-    /// its end, as at a shutdown, must leave nothing behind that the next one cannot take up.
+    /// its end, as at a shutdown or after an hour, must leave nothing behind that the next one
+    /// cannot take up.
     ///
     /// # Errors
     /// What kept it from its work; it is logged, and the next run tries again.
@@ -69,7 +78,7 @@ pub(crate) struct HousekeeperHandle {
 }
 
 impl HousekeeperHandle {
-    /// Ends at once, with the chores that are under way.
+    /// Ends at once. Chores that are under way end with the jobs of the node.
     pub(crate) fn kill(&self) {
         self.actor.kill();
     }
@@ -82,7 +91,10 @@ impl HousekeeperHandle {
 
 pub(crate) enum HouseMessage {
     Tick,
-    Done { chore: usize },
+    /// A run has ended, or was dropped.
+    Done {
+        chore: usize,
+    },
 }
 
 pub(crate) struct Housekeeper;
@@ -90,6 +102,8 @@ pub(crate) struct Housekeeper;
 /// A chore, and when it is due on this node's monotonic clock.
 struct Duty {
     chore: Arc<dyn Chore>,
+    /// As its runs are named; no two chores have the same.
+    name: String,
     due_us: u64,
     is_running: bool,
 }
@@ -97,26 +111,43 @@ struct Duty {
 pub(crate) struct Keeping {
     environment: Environment,
     views: watch::Receiver<View>,
+    jobs: JobsHandle,
     duties: Vec<Duty>,
     timer: Option<JoinHandle<std::result::Result<(), MessagingErr<HouseMessage>>>>,
-    /// Ends the chores under way when it is dropped.
-    stop: watch::Sender<()>,
+}
+
+/// Says that the run of a chore is over, also that of one which never began or was dropped.
+struct Told {
+    housekeeper: ActorRef<HouseMessage>,
+    chore: usize,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // A housekeeper that has ended starts nothing any more.
+        let _ = self.housekeeper.cast(HouseMessage::Done { chore: self.chore });
+    }
 }
 
 impl Housekeeper {
     pub(crate) async fn start(
         environment: Environment,
         views: watch::Receiver<View>,
+        jobs: JobsHandle,
         chores: Vec<Arc<dyn Chore>>,
     ) -> Result<HousekeeperHandle> {
         let now_us = environment.monotonic_us();
-        let duty = |chore: Arc<dyn Chore>| {
+        let mut duties: Vec<Duty> = Vec::with_capacity(chores.len());
+        for chore in chores {
             let due_us = now_us + below(&environment, chore.period_ms() * 1_000);
-            Duty { chore, due_us, is_running: false }
-        };
-        let duties = chores.into_iter().map(duty).collect();
-        let (stop, _) = watch::channel(());
-        let keeping = Keeping { environment, views, duties, timer: None, stop };
+            let namesakes = duties.iter().filter(|duty| duty.chore.name() == chore.name()).count();
+            let name = match namesakes {
+                0 => chore.name().to_owned(),
+                more => format!("{} {}", chore.name(), more + 1),
+            };
+            duties.push(Duty { chore, name, due_us, is_running: false });
+        }
+        let keeping = Keeping { environment, views, jobs, duties, timer: None };
         let (actor, _) = Self::spawn(None, Self, keeping)
             .await
             .map_err(|error| Error::internal(format!("the housekeeper did not start: {error}")))?;
@@ -174,18 +205,12 @@ impl Keeping {
                 continue;
             }
             duty.is_running = true;
-            let (chore, view) = (Arc::clone(&duty.chore), view.clone());
-            let (environment, myself) = (self.environment.clone(), myself.clone());
-            let mut stopped = self.stop.subscribe();
-            self.environment.spawn(async move {
-                tokio::select! {
-                    biased;
-                    _ = stopped.changed() => {}
-                    () = work(&*chore, &view, &environment) => {}
-                }
-                // A housekeeper that has ended starts nothing any more.
-                let _ = myself.cast(HouseMessage::Done { chore: number });
-            });
+            let told = Told { housekeeper: myself.clone(), chore: number };
+            let job = job(duty, view.clone(), self.environment.clone(), told);
+            if let Err(error) = self.jobs.submit(job) {
+                // Dropping it has told that it is over, so that it is due again later.
+                tracing::warn!(chore = duty.chore.name(), %error, "a chore has to wait");
+            }
         }
     }
 
@@ -199,24 +224,35 @@ impl Keeping {
     }
 }
 
-/// Runs a chore once. One that fails or panics is tried again when it is due.
-async fn work(chore: &dyn Chore, view: &View, environment: &Environment) {
-    let name = chore.name();
-    let start_us = environment.monotonic_us();
-    let outcome = AssertUnwindSafe(chore.run(view)).catch_unwind().await;
-    let took_us = environment.monotonic_us().saturating_sub(start_us);
-    metrics::histogram!(names::CHORE_SECONDS, "chore" => name).record(seconds(took_us));
-    let error = match outcome {
-        Ok(Ok(0)) => return,
-        Ok(Ok(things)) => {
-            tracing::debug!(chore = name, things, "a chore is done");
-            return;
+/// One run of a chore. One that fails is tried again when it is due.
+fn job(duty: &Duty, view: View, environment: Environment, told: Told) -> Job {
+    let chore = Arc::clone(&duty.chore);
+    let (kind, name) = (chore.kind(), chore.name());
+    let work = async move {
+        let _told = told;
+        let start_us = environment.monotonic_us();
+        let outcome = AssertUnwindSafe(chore.run(&view)).catch_unwind().await;
+        let outcome = outcome.unwrap_or_else(|_| Err(Error::internal("it panicked; see the log")));
+        let took_us = environment.monotonic_us().saturating_sub(start_us);
+        metrics::histogram!(names::CHORE_SECONDS, "chore" => name).record(seconds(took_us));
+        match &outcome {
+            Ok(0) => {}
+            Ok(things) => tracing::debug!(chore = name, things, "a chore is done"),
+            Err(error) => {
+                metrics::counter!(names::CHORES_FAILED_TOTAL, "chore" => name).increment(1);
+                tracing::warn!(chore = name, %error, "a chore failed, and is tried again");
+            }
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "it panicked".to_owned(),
+        outcome.map(|_| ())
     };
-    metrics::counter!(names::CHORES_FAILED_TOTAL, "chore" => name).increment(1);
-    tracing::warn!(chore = name, error, "a chore failed, and is tried again when it is due");
+    Job {
+        tenant: None,
+        cube: None,
+        kind,
+        name: duty.name.clone(),
+        ms_max: CHORE_MS_MAX,
+        work: Box::new(move || Box::pin(work)),
+    }
 }
 
 /// A number below a bound, or zero below nothing.
@@ -232,6 +268,7 @@ mod tests {
     use memcube_schemas::{Incarnation, NodeId};
 
     use super::*;
+    use crate::scheduler::jobs::JobRules;
 
     /// Counts its runs; fails, panics or hangs as it is told.
     struct Counting {
@@ -271,10 +308,14 @@ mod tests {
         }
     }
 
-    async fn keep(chores: Vec<Arc<dyn Chore>>) -> HousekeeperHandle {
+    async fn keep(chores: Vec<Arc<dyn Chore>>) -> (HousekeeperHandle, JobsHandle) {
         let node = NodeId::new("a").expect("valid");
         let (_, views) = watch::channel(View::alone(node, Incarnation(1)));
-        Housekeeper::start(Environment::scripted(3), views, chores).await.expect("started")
+        let environment = Environment::scripted(3);
+        let rules = JobRules::default();
+        let jobs = JobsHandle::start(environment.clone(), rules).await.expect("started");
+        let house = Housekeeper::start(environment, views, jobs.clone(), chores).await;
+        (house.expect("started"), jobs)
     }
 
     #[tokio::test(start_paused = true)]
@@ -288,7 +329,7 @@ mod tests {
         let chores: [Arc<Counting>; 5] =
             [&quick, &slow, &failing, &panicking, &hanging].map(Arc::clone);
         let house = keep(chores.iter().map(|chore| Arc::clone(chore) as Arc<dyn Chore>).collect());
-        let house = house.await;
+        let (house, jobs) = house.await;
         tokio::time::sleep(Duration::from_secs(1_000)).await;
         for (chore, runs) in [
             (&quick, 850..=1_050),
@@ -304,6 +345,11 @@ mod tests {
         let runs = quick.runs();
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert_eq!(quick.runs(), runs, "nothing starts any more");
+        let counts = jobs.status(None).kinds[&JobKind::Other];
+        let well = quick.runs() + slow.runs();
+        assert_eq!((counts.waiting, counts.running, counts.done), (0, 1, well));
+        assert_eq!(counts.failed, failing.runs() + panicking.runs());
+        jobs.stop().await;
         // The chore that hung was dropped, and with it its hold on what it works with.
         drop(chores);
         assert_eq!(Arc::strong_count(&hanging), 1);

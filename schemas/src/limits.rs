@@ -310,6 +310,11 @@ pub const JOBS_REMEMBERED_PER_TENANT: usize = 64;
 pub const JOB_TENANTS_MAX: usize = 1_024;
 /// Bytes of the name of a background job: a cube id and a few words.
 pub const JOB_NAME_BYTES_MAX: usize = 512;
+/// Adds of MemOS's clients whose names one node remembers, of each tenant: what a client asks for is
+/// what it has just added.
+pub const MEMOS_TASKS_PER_TENANT_MAX: usize = 4_096;
+/// Bytes of such a name.
+pub const MEMOS_TASK_BYTES_MAX: usize = 256;
 
 /// Messages of one chat request: more than any window of a model holds.
 pub const CHAT_MESSAGES_MAX: usize = 4_096;

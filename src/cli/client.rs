@@ -8,9 +8,10 @@ use memcube_schemas::{
         openai::ChatCompletionBody,
         v1::{
             AddMemoriesRequest, AddMemoriesResponse, BackupBody, CreateCubeRequest, CubeBody,
-            HandOverRequest, HandOverResponse, HealthResponse, ListCubesResponse,
-            ListMemoriesResponse, ListNodesResponse, MemoryBody, Problem, ReadyResponse,
-            SearchBody, SearchResponse, TenantSearchBody, TenantSearchResponse, VectorsResponse,
+            HandOverRequest, HandOverResponse, HealthResponse, JobsResponse, ListCubesResponse,
+            ListMemoriesResponse, ListNodesResponse, MemoryBody, PauseJobsRequest, Problem,
+            ReadyResponse, SearchBody, SearchResponse, TenantSearchBody, TenantSearchResponse,
+            VectorsResponse,
         },
     },
 };
@@ -191,6 +192,21 @@ impl Client {
     /// All nodes of the installation.
     pub(crate) fn nodes(&self) -> Result<ListNodesResponse> {
         self.get("/v1/nodes")
+    }
+
+    /// The caller's background jobs.
+    pub(crate) fn jobs(&self) -> Result<JobsResponse> {
+        self.get("/v1/jobs")
+    }
+
+    pub(crate) fn pause_jobs(&self, kind: Option<&str>) -> Result<JobsResponse> {
+        let kind = kind.map(str::to_owned);
+        self.post("/v1/jobs/pause", &PauseJobsRequest { kind }, None)
+    }
+
+    pub(crate) fn resume_jobs(&self, kind: Option<&str>) -> Result<JobsResponse> {
+        let kind = kind.map(str::to_owned);
+        self.post("/v1/jobs/resume", &PauseJobsRequest { kind }, None)
     }
 
     /// Moves a cube to another node.

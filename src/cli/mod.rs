@@ -11,6 +11,7 @@ mod doctor;
 mod events;
 mod export;
 mod import;
+mod jobs;
 mod memories;
 mod nodes;
 mod options;
@@ -78,6 +79,8 @@ enum Command {
     Cube(cube::CubeCommand),
     /// List the nodes of the cluster.
     Nodes(options::ServerArgs),
+    /// Show what a server does in the background; pause it or let it go on.
+    Jobs(jobs::JobsArgs),
     /// Show the vector tier of a server, or build it anew.
     #[command(subcommand)]
     Vectors(vectors::VectorsCommand),
@@ -120,6 +123,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Events(args) => events::run(&options, args)?,
         Command::Cube(command) => cube::run(&options, command)?,
         Command::Nodes(server) => nodes::run(&options, &server)?,
+        Command::Jobs(args) => jobs::run(&options, &args)?,
         Command::Vectors(command) => vectors::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
@@ -167,6 +171,10 @@ mod tests {
             "memcube cube delete me --yes",
             "memcube cube hand-over me --to node-2",
             "memcube nodes --server http://127.0.0.1:1 --api-key k --json",
+            "memcube jobs --json",
+            "memcube jobs --pause",
+            "memcube jobs --pause preload --server http://127.0.0.1:1 --api-key k",
+            "memcube jobs --resume blocks",
             "memcube doctor --json",
             "memcube openapi --json",
             "memcube bench recall --data in --out out.jsonl --threads 1",
@@ -199,6 +207,7 @@ mod tests {
             "memcube restore",
             "memcube restore --from x --as y",
             "memcube cube hand-over me",
+            "memcube jobs --pause a --resume b",
             "memcube events --after 7",
             "memcube events --after 0000000000000007ffffffff --from-start",
         ] {

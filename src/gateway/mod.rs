@@ -34,6 +34,8 @@ pub(crate) struct Gateway {
     pub(crate) metrics: PrometheusHandle,
     /// Places for backups that are handed out.
     pub(crate) backups: Arc<Semaphore>,
+    /// Adds of MemOS's clients by the names that those gave them.
+    pub(crate) tasks: Arc<memos::Tasks>,
     /// Turns true when the gateway stops: streams end then, so that their connections do.
     pub(crate) stopping: watch::Receiver<bool>,
     /// Unix seconds at which it began to answer.
@@ -80,7 +82,8 @@ pub async fn serve(node: Arc<Node>, gate: Arc<TenantGate>, listen: SocketAddr) -
     let (stop, mut stopped) = watch::channel(false);
     let since = node.environment().unix_ms() / 1_000;
     let stopping = stopped.clone();
-    let app = router(Gateway { node, gate, metrics, backups, stopping, since });
+    let tasks = Arc::default();
+    let app = router(Gateway { node, gate, metrics, backups, tasks, stopping, since });
     let task = tokio::spawn(async move {
         let stopping = async move {
             // A sender that is gone means the same as one that says stop.
@@ -99,6 +102,7 @@ fn router(gateway: Gateway) -> Router {
         .merge(http::search::routes())
         .merge(http::nodes::routes())
         .merge(http::vectors::routes())
+        .merge(http::jobs::routes())
         .merge(http::events::routes())
         .merge(http::conversations::routes())
         .merge(openai::routes())

@@ -33,6 +33,7 @@ use crate::{
     cube::{AddRequest, DeleteRequest, SearchRequest, UpdateRequest},
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::{Entropy, SeededEntropy},
+    scheduler::jobs::JobRules,
     storage::{
         Commit, CommitToken, Entry, InMemoryStore, Mutation, RangeRead, ReadOutput, StateStore,
         StoreError,
@@ -69,6 +70,7 @@ impl Place {
             node: NodeId::new("test").expect("valid"),
             passivate_after_ms: 60_000,
             hot_cubes_max: 10_000,
+            jobs: JobRules::default(),
             cluster: None,
         })
         .await

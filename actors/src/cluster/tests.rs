@@ -18,6 +18,7 @@ use crate::{
     cube::{AddRequest, SearchRequest, UpdateRequest},
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::Environment,
+    scheduler::jobs::JobRules,
     storage::{Commit, CommitToken, InMemoryStore, Mutation, RangeRead, SharedStore, StateStore},
 };
 
@@ -86,6 +87,7 @@ impl World {
             node,
             passivate_after_ms: 60_000,
             hot_cubes_max: 100,
+            jobs: JobRules::default(),
             cluster: Some(ClusterParts { transport, settings: ClusterSettings::default() }),
             vectors: None,
             blobs: None,

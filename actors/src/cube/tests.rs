@@ -31,6 +31,7 @@ use crate::{
     BlobParts, Cubes, NodeParts, TenantContext,
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::Faults,
+    scheduler::jobs::JobRules,
     storage::{
         Commit, CommitToken, InMemoryStore, Mutation, RangeRead, ReadOutput, StateStore, StoreError,
     },
@@ -68,6 +69,7 @@ impl World {
             node: NodeId::new("test").expect("valid"),
             passivate_after_ms: 60_000,
             hot_cubes_max,
+            jobs: JobRules::default(),
             cluster: None,
             vectors: None,
             blobs,

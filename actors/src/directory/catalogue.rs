@@ -194,6 +194,7 @@ impl Cubes {
     /// rows.
     pub(crate) async fn erase_unread(&self, key: &CubeKey) -> Result<()> {
         self.shared.hydrator.erase(key).await.map_err(outward)?;
+        self.jobs().cancel_of_cube(&key.tenant, &key.cube);
         if let Some(inference) = self.inference() {
             inference.cache().forget_cube(&key.tenant, &key.cube, &[]);
         }

@@ -83,6 +83,9 @@ impl Cubes {
 
     /// Tells the scheduler what a call to a cube of this node has done.
     pub(crate) fn tell_scheduler(&self, key: &CubeKey, call: &CubeCall) {
+        if matches!(call, CubeCall::Erase) {
+            self.jobs().cancel_of_cube(&key.tenant, &key.cube);
+        }
         let Some(scheduler) = self.scheduler() else { return };
         match call {
             CubeCall::Change(CubeCommand::AddMemories { drafts, .. }) => {

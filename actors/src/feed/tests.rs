@@ -26,6 +26,7 @@ use crate::{
     cube::{AddRequest, DeleteRequest},
     environment::Environment,
     housekeeper::HouseRules,
+    scheduler::jobs::JobRules,
     storage::{
         Commit, CommitToken, InMemoryStore, RangeRead, ReadOutput, SharedStore, StateStore,
         StoreError,
@@ -67,6 +68,7 @@ impl World {
             node,
             passivate_after_ms: 60_000,
             hot_cubes_max: 100,
+            jobs: JobRules::default(),
             vectors: None,
             cluster: is_cluster.then_some(ClusterParts { transport, settings }),
         };

@@ -31,6 +31,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     housekeeper::Chore,
     metrics as names,
+    scheduler::jobs::JobKind,
     storage::{Check, Entry, Mutation, RangePage, RangeRead, StoreError},
 };
 
@@ -235,6 +236,10 @@ fn cut(records: &[Aged], now_ms: i64, keep_ms: u64, bound: Option<Stamp>) -> Cut
 impl Chore for FeedTrimmer {
     fn name(&self) -> &'static str {
         "trim-feeds"
+    }
+
+    fn kind(&self) -> JobKind {
+        JobKind::Feed
     }
 
     fn period_ms(&self) -> u64 {

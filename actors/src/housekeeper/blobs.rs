@@ -3,7 +3,9 @@
 use futures_util::future::BoxFuture;
 
 use super::Chore;
-use crate::{cluster::View, error::Result, metrics as names, storage::Blobs};
+use crate::{
+    cluster::View, error::Result, metrics as names, scheduler::jobs::JobKind, storage::Blobs,
+};
 
 /// The shortest time between two sweeps: each lists all objects.
 const PERIOD_MS_MIN: u64 = 1_000;
@@ -41,6 +43,10 @@ impl BlobSweeper {
 impl Chore for BlobSweeper {
     fn name(&self) -> &'static str {
         "blobs"
+    }
+
+    fn kind(&self) -> JobKind {
+        JobKind::Blobs
     }
 
     fn period_ms(&self) -> u64 {

@@ -20,6 +20,7 @@ use crate::{
     cube::commit,
     environment::Environment,
     error::Result,
+    scheduler::jobs::JobKind,
     storage::{Check, Mutation, RangeRead, SharedStore, StoreError},
 };
 
@@ -92,6 +93,10 @@ impl NodeRows {
 impl Chore for NodeRows {
     fn name(&self) -> &'static str {
         "node-rows"
+    }
+
+    fn kind(&self) -> JobKind {
+        JobKind::Nodes
     }
 
     fn period_ms(&self) -> u64 {

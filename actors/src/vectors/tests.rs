@@ -29,6 +29,7 @@ use crate::{
     embedder::{EmbedderHandle, ScriptedEmbedder},
     environment::{Environment, Faults},
     error::{ErrorKind, Result},
+    scheduler::jobs::JobRules,
     storage::{
         Commit, InMemoryStore, InMemoryVectorIndex, Mutation, SharedStore, SharedVectorIndex,
         vector_index::{
@@ -78,6 +79,7 @@ impl Making {
             node: NodeId::new("test").expect("valid"),
             passivate_after_ms: 600_000,
             hot_cubes_max: 1_000,
+            jobs: JobRules::default(),
             cluster: None,
             blobs: None,
             vectors: index.map(|index| VectorParts { index, settings }),

@@ -49,6 +49,9 @@ pub struct AddBody {
     /// Free-form data.
     #[serde(default)]
     pub info: Option<serde_json::Map<String, Value>>,
+    /// By which the caller asks later how far the add is.
+    #[serde(default)]
+    pub task_id: Option<String>,
 }
 
 /// `POST /product/search`.

@@ -32,6 +32,7 @@ macro_rules! body {
 // Below the macro, which it uses.
 mod conversations;
 mod events;
+mod jobs;
 mod nodes;
 mod tenant_search;
 
@@ -40,6 +41,7 @@ pub use conversations::{
     PredictorWeight,
 };
 pub use events::{ChangeBody, ChangeKind, EventBody, EventKind, EventsResponse, StreamClosed};
+pub use jobs::{JobBody, JobCondition, JobCountsBody, JobsResponse, PauseJobsRequest};
 pub use nodes::{HandOverRequest, HandOverResponse, ListNodesResponse, NodeBody, NodeCondition};
 pub use tenant_search::{
     CubeHitBody, TenantSearchBody, TenantSearchResponse, VectorShardBody, VectorsResponse,

@@ -15,6 +15,7 @@ use memcube_actors::{
     environment::{Environment, Faults, SeededEntropy, Spawner},
     housekeeper::HouseRules,
     inference::{Engine, InferenceParts, activation_cache::CacheSettings, scripted::ScriptedCosts},
+    scheduler::jobs::JobRules,
     storage::blobs::Plain,
     vectors::{VectorParts, VectorSettings},
 };
@@ -173,6 +174,7 @@ impl Inner {
             node: NodeId::new(node_name(node))?,
             passivate_after_ms: draw("passivate", 3_000, 60_000),
             hot_cubes_max: usize::try_from(draw("hot", 1, 8)).unwrap_or(8),
+            jobs: JobRules::default(),
             cluster: Some(ClusterParts {
                 transport: self.network.transport(node, life),
                 settings: ClusterSettings { heartbeat_ms: 500, dead_after_ms: 2_000 },

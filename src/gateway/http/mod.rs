@@ -5,6 +5,7 @@ pub(crate) mod conversations;
 pub(crate) mod cubes;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod jobs;
 pub(crate) mod memories;
 pub(crate) mod nodes;
 pub(crate) mod search;

@@ -5,6 +5,8 @@
 
 pub(crate) mod chat;
 mod messages;
+pub(crate) mod scheduler;
+mod tasks;
 mod views;
 
 use std::collections::BTreeMap;
@@ -32,6 +34,9 @@ use memcube_schemas::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub(crate) use tasks::Tasks;
+
+use self::tasks::Task;
 use super::{
     Gateway,
     errors::Failure,
@@ -48,7 +53,11 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/product/get_all", post(get_all))
         .route("/product/delete_memory", post(delete_memory))
         .route("/product/create_cube", post(create_cube))
-        .route("/product/scheduler/status", get(scheduler_status))
+        .route("/product/scheduler/allstatus", get(scheduler::all_status))
+        .route("/product/scheduler/status", get(scheduler::status))
+        .route("/product/scheduler/task_queue_status", get(scheduler::queue_status))
+        .route("/product/scheduler/wait", post(scheduler::wait))
+        .route("/product/scheduler/wait/stream", get(scheduler::wait_stream))
         .route("/product/chat/complete", post(chat::complete))
         .route("/product/chat/stream", post(chat::stream))
 }
@@ -110,11 +119,17 @@ pub(crate) async fn add(
             remember_system_and_tool: false,
             request: None,
         };
+        let user = body.user_id.unwrap_or_else(|| ids[0].to_string());
+        let task = body.task_id.filter(|task| !task.is_empty());
+        let task = task.map(|task| Task::new(&caller, &user, task)).transpose()?;
         let mut data = Vec::new();
         for id in ids {
             let cube = gateway.node.cubes().ensure(&caller, id).await?;
             let outcome = cube.add(request.clone()).await?;
             data.extend(outcome.memories.iter().map(|memory| views::added(memory, cube.id())));
+        }
+        if let Some(task) = task {
+            gateway.tasks.completed(task);
         }
         Ok(("Memory added successfully", Value::Array(data)))
     };
@@ -411,38 +426,4 @@ pub(crate) async fn create_cube(
         Ok(("Cube created successfully", data))
     };
     respond(result.await)
-}
-
-/// Which tasks of a user.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-pub(crate) struct StatusQuery {
-    /// The user.
-    #[serde(default)]
-    user_id: Option<String>,
-    /// One task.
-    #[serde(default)]
-    task_id: Option<String>,
-}
-
-/// Lists background tasks of a user. There are none: an add is complete when it is answered.
-#[utoipa::path(get, path = "/product/scheduler/status", tag = "memos", params(StatusQuery),
-    responses((status = 200, body = Envelope), (status = 404, body = Envelope)))]
-pub(crate) async fn scheduler_status(
-    Caller(_caller): Caller,
-    query: Result<Query<StatusQuery>, QueryRejection>,
-) -> Response<Body> {
-    let Query(query) = match query {
-        Ok(query) => query,
-        Err(error) => return Failure::invalid(error.body_text()).into_envelope(),
-    };
-    let result = match (&query.user_id, &query.task_id) {
-        (None, _) => Err(Failure::invalid("`user_id` is missing")),
-        (Some(_), Some(task)) => Err(Failure::new(
-            axum::http::StatusCode::NOT_FOUND,
-            "not_found",
-            format!("there is no task `{task}`"),
-        )),
-        (Some(_), None) => Ok(("Memory get status successfully", json!([]))),
-    };
-    respond(result)
 }

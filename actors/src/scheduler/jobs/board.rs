@@ -8,7 +8,7 @@ use memcube_schemas::{
 };
 
 use super::{
-    Job, JobId, JobKind, JobRules, JobState, JobView, JobsStatus,
+    Job, JobCounts, JobId, JobKind, JobRules, JobState, JobView, JobsStatus,
     fair::Fair,
     records::{Begun, Now, Records, Waiting},
 };
@@ -229,9 +229,12 @@ impl Board {
         self.known(tenant)?.find(id, now.us)
     }
 
-    /// Jobs of an owner that wait and that run, of a cube or all of them.
-    pub(super) fn busy(&self, tenant: Option<&TenantId>, cube: Option<&CubeId>) -> usize {
-        self.known(tenant).map_or(0, |records| records.busy(cube))
+    pub(super) fn load(
+        &self,
+        tenant: Option<&TenantId>,
+        cube: Option<&CubeId>,
+    ) -> BTreeMap<JobKind, JobCounts> {
+        self.known(tenant).map_or_else(BTreeMap::new, |records| records.load(cube))
     }
 
     pub(super) fn queue(&self) -> QueueDepth {

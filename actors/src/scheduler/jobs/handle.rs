@@ -1,6 +1,7 @@
 //! The front door of the jobs.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,7 +14,7 @@ use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
 use super::{
-    Job, JobId, JobKind, JobRules, JobState, JobView, JobsStatus,
+    Job, JobCounts, JobId, JobKind, JobRules, JobState, JobView, JobsStatus,
     actor::{JobsActor, JobsMessage},
     board::Board,
     records::{Begun, Now},
@@ -193,10 +194,15 @@ impl JobsHandle {
         self.shared.fewer.send_replace(());
     }
 
-    /// Jobs of a tenant, or of the node itself, that wait or run: of one cube, or all of them.
+    /// Jobs of a tenant, or of the node itself, that wait and that run, by kind: of one cube, or all
+    /// of them.
     #[must_use]
-    pub fn busy(&self, tenant: Option<&TenantId>, cube: Option<&CubeId>) -> usize {
-        self.shared.board().busy(tenant, cube)
+    pub fn load(
+        &self,
+        tenant: Option<&TenantId>,
+        cube: Option<&CubeId>,
+    ) -> BTreeMap<JobKind, JobCounts> {
+        self.shared.board().load(tenant, cube)
     }
 
     /// Ends when nothing of a tenant, or of the node itself, waits or runs. While jobs that wait are
@@ -208,7 +214,7 @@ impl JobsHandle {
     /// The same, for the jobs of one cube.
     pub async fn idle_of(&self, tenant: Option<&TenantId>, cube: Option<&CubeId>) {
         let mut fewer = self.shared.fewer.subscribe();
-        while self.busy(tenant, cube) > 0 && fewer.changed().await.is_ok() {}
+        while !self.load(tenant, cube).is_empty() && fewer.changed().await.is_ok() {}
     }
 
     /// How full the queue is.

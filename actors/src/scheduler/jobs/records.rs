@@ -201,14 +201,20 @@ impl Records {
         self.paused.retain(|kind| !kinds.contains(kind));
     }
 
-    /// Jobs that wait and that run, of a cube or all of them.
-    pub(super) fn busy(&self, cube: Option<&CubeId>) -> usize {
-        if cube.is_none() {
-            return self.waiting() + self.running();
+    /// Jobs that wait and that run, by kind: of a cube, or all of them.
+    pub(super) fn load(&self, cube: Option<&CubeId>) -> BTreeMap<JobKind, JobCounts> {
+        let is_meant = |of: &Option<CubeId>| cube.is_none() || of.as_ref() == cube;
+        let mut load: BTreeMap<JobKind, JobCounts> = BTreeMap::new();
+        for (kind, jobs) in &self.waiting {
+            let waiting = jobs.values().filter(|job| is_meant(&job.cube)).count();
+            if waiting > 0 {
+                load.entry(*kind).or_default().waiting = waiting as u64;
+            }
         }
-        let waiting = self.waiting.values().flat_map(BTreeMap::values).map(|job| &job.cube);
-        let all = waiting.chain(self.running.values().map(|job| &job.cube));
-        all.filter(|of| of.as_ref() == cube).count()
+        for job in self.running.values().filter(|job| is_meant(&job.cube)) {
+            load.entry(job.kind).or_default().running += 1;
+        }
+        load
     }
 
     fn note_end(&mut self, view: JobView) {
@@ -233,11 +239,9 @@ impl Records {
 
     pub(super) fn status(&self, paused: &BTreeSet<JobKind>, now_us: u64) -> JobsStatus {
         let mut kinds = self.counts.clone();
-        for (kind, jobs) in self.waiting.iter().filter(|(_, jobs)| !jobs.is_empty()) {
-            kinds.entry(*kind).or_default().waiting = jobs.len() as u64;
-        }
-        for job in self.running.values() {
-            kinds.entry(job.kind).or_default().running += 1;
+        for (kind, load) in self.load(None) {
+            let counts = kinds.entry(kind).or_default();
+            *counts = counts.plus(load);
         }
         let running = self.running.iter().rev().map(|(id, job)| job.view(*id, now_us));
         let mut waiting: Vec<(JobId, JobKind, &Waiting)> = self
