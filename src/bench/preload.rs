@@ -125,8 +125,7 @@ pub async fn run(
         for (cube, mut replay) in replays {
             all_ms.append(&mut replay.decision_ms);
             for Stream { id, questions: asked, .. } in streams.remove(&cube).unwrap_or_default() {
-                let handle = node.cubes().ensure(&context, CubeId::new(cube.as_str())?).await?;
-                let mut replay = Replay::new(node.cubes(), handle, typed);
+                replay = replay.again();
                 for (place, named) in replay.questions(&asked).await?.iter().enumerate() {
                     questions += 1;
                     outputs.write(&format!("{id}/{place}"), named)?;

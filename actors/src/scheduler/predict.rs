@@ -39,12 +39,12 @@ pub const INPUT_NAMES: [&str; INPUTS] = [
 /// clearly better. Likelihoods were calibrated on what recall found for the turns.
 const PRIOR: [Inputs; 2] = [
     // Before anything is typed.
-    [0.23, 0.48, 0.23, 0.0, 0.67, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 1.0, 0.33, -5.5],
+    [0.3, 0.6, 0.2, 0.0, 0.85, 0.1, 0.0, 0.4, 0.2, 0.0, 0.0, 0.0, 1.0, 0.6, -5.9],
     // While something is typed.
     [0.08, 0.21, 0.08, 0.75, 0.33, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 1.0, 0.17, -5.5],
 ];
 /// How far one turn moves the weights.
-const LEARNING_RATE: f32 = 0.002;
+const LEARNING_RATE: f32 = 0.0001;
 /// How strongly the weights are drawn back to the prior, so that nothing runs away.
 const DRAWN_BACK: f32 = 0.1;
 /// No weight leaves the prior by more than this, whatever it is taught.

@@ -42,6 +42,8 @@ pub(super) struct Replay<'a> {
     typed: f64,
     scene: Scene,
     rankers: Vec<Ranker>,
+    /// The messages that each memory was made from.
+    turns_of: BTreeMap<MemoryId, Vec<String>>,
     /// What the last prediction was about, for the policies to learn from.
     candidates: Vec<SceneCandidate>,
     is_typing: bool,
@@ -59,11 +61,18 @@ impl<'a> Replay<'a> {
             typed,
             scene: Scene::default(),
             rankers,
+            turns_of: BTreeMap::new(),
             candidates: Vec::new(),
             is_typing: false,
             now_ms: 0,
             decision_ms: Vec::new(),
         }
+    }
+
+    /// Begins anew in the same cube, knowing nothing of what was said.
+    pub(super) fn again(self) -> Self {
+        let turns_of = self.turns_of;
+        Self { turns_of, ..Self::new(self.cubes, self.cube, self.typed) }
     }
 
     /// One conversation: what was named before each of its messages, by the message's id.
@@ -78,7 +87,7 @@ impl<'a> Replay<'a> {
             let said = message.chat_time.as_deref().and_then(parse_chat_time);
             self.now_ms = said.map_or(self.now_ms, |time| time.unix_ms);
             let named = self.predict(Some(conversation), &message.content).await?;
-            all.push((message.message_id.clone().unwrap_or_default(), named));
+            let turn = message.message_id.clone().unwrap_or_default();
             let text = match &message.speaker {
                 Some(speaker) => format!("{speaker}: {}", message.content),
                 None => message.content.clone(),
@@ -87,7 +96,10 @@ impl<'a> Replay<'a> {
             self.said(Some(conversation), role, speaker, text).await?;
             let conversation = Some(conversation.clone());
             let add = AddRequest { messages: vec![message], conversation, ..AddRequest::default() };
-            self.cube.add(add).await?;
+            for memory in self.cube.add(add).await?.memories {
+                self.turns_of.entry(memory.id).or_default().push(turn.clone());
+            }
+            all.push((turn, named));
         }
         Ok(all)
     }
@@ -124,24 +136,12 @@ impl<'a> Replay<'a> {
             wanted.truncate(NAMED_MAX);
             ranked.push((ranker.policy(), wanted));
         }
-        let ids: BTreeSet<MemoryId> =
-            ranked.iter().flat_map(|(_, wanted)| wanted).copied().collect();
-        let mut turns_of = BTreeMap::new();
-        for id in ids {
-            turns_of.insert(id, self.turns_of(id).await?);
-        }
         let turns = |wanted: Vec<MemoryId>| {
             let mut seen = BTreeSet::new();
-            let all = wanted.into_iter().filter_map(|id| turns_of.get(&id)).flatten();
+            let all = wanted.iter().filter_map(|id| self.turns_of.get(id)).flatten();
             all.filter(|turn| seen.insert(*turn)).cloned().collect()
         };
         Ok(ranked.into_iter().map(|(policy, wanted)| (policy, turns(wanted))).collect())
-    }
-
-    /// The turns that a memory was made from.
-    async fn turns_of(&self, id: MemoryId) -> Result<Vec<String>> {
-        let item = self.cube.get(id).await?;
-        Ok(item.sources.iter().filter_map(|source| source.message_id.clone()).collect())
     }
 
     /// Something is said: recall looks for what it needs, and the policies learn.
