@@ -34,9 +34,9 @@ pub const INPUT_NAMES: [&str; INPUTS] = [
 ];
 
 /// What a model knows before it has seen anything, as log odds: chosen on the visible conversations
-/// of the benchmark and rounded. Similarity to the last few turns counts most; what the next speaker
-/// has said counts more than what others said; what is in the cache stays unless something is
-/// clearly better. Likelihoods were calibrated on what recall found for the turns.
+/// of the benchmark and rounded. Similarity to the last few turns counts most; what the next
+/// speaker has said counts more than what others said; what is in the cache stays unless something
+/// is clearly better. Likelihoods were calibrated on what recall found for the turns.
 const PRIOR: [Inputs; 2] = [
     // Before anything is typed.
     [0.3, 0.6, 0.2, 0.0, 0.85, 0.1, 0.0, 0.4, 0.2, 0.0, 0.0, 0.0, 1.0, 0.6, -5.9],

@@ -3,6 +3,7 @@
 mod auth;
 mod bad_input;
 mod chat;
+mod conversations;
 mod cubes;
 mod events;
 mod memories;
