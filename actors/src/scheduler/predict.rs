@@ -25,9 +25,9 @@ const PRIOR: [Inputs; 2] = [
     // While something is typed.
     [0.08, 0.21, 0.08, 0.75, 0.33, 0.08, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 0.17, -5.5],
 ];
-/// How far one turn moves the weights: little, for a tenant's turns are many. Ten times as much
-/// predicts what recall finds a few per cent better after some hundred turns, and loads half as much
-/// again, as the weights outgrow the share of what is in the cache.
+/// How far one turn moves the weights: little, for a tenant's turns are many. Twenty times as much
+/// predicts what recall finds about a tenth better after some hundred turns, but loads half as much
+/// again, as the weights outgrow that of what is in the cache.
 const LEARNING_RATE: f32 = 0.0001;
 /// How strongly the weights are drawn back to the prior, so that nothing runs away.
 const DRAWN_BACK: f32 = 0.1;
