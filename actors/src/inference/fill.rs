@@ -358,8 +358,8 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Computes a block, and after the last one chooses a token. Ahead of time, a pass makes way for
-    /// somebody who wants an answer, and is begun again when nobody does.
+    /// Computes a block, and after the last one chooses a token. Ahead of time, a pass makes way
+    /// for somebody who wants an answer, and is begun again when nobody does.
     async fn compute(
         &self,
         mut session: Box<dyn Session>,
