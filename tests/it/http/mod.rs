@@ -5,6 +5,7 @@ mod bad_input;
 mod chat;
 mod cubes;
 mod events;
+pub(crate) mod jobs;
 mod memories;
 mod node;
 mod search;
