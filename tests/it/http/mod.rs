@@ -6,6 +6,7 @@ mod chat;
 mod conversations;
 mod cubes;
 mod events;
+pub(crate) mod jobs;
 mod memories;
 mod node;
 mod search;
