@@ -180,7 +180,6 @@ impl NodeBuilder {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
         };
-        let vectors = vectors.map(|index| vector_parts(&settings, index));
         let objects = match objects {
             Some(objects) => Some(objects),
             None => storage::blobs::open(&settings)?,
@@ -200,7 +199,7 @@ impl NodeBuilder {
             hot_cubes_max: settings.cube.hot_cubes_max,
             jobs: JobRules::default(),
             cluster,
-            vectors,
+            vectors: vectors.map(|index| vector_parts(&settings, index)),
             blobs,
         })
         .await?;
