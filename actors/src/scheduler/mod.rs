@@ -24,7 +24,7 @@ pub mod scene;
 mod think;
 
 pub use self::{
-    handle::{SchedulerHandle, SchedulerParts, SchedulerRules},
+    handle::{FollowedScene, SchedulerHandle, SchedulerParts, SchedulerRules},
     predictors::PredictorView,
 };
 pub(crate) use self::{

@@ -184,6 +184,7 @@ impl<'a> Case<'a> {
             | RowKey::FeedMark { .. }
             | RowKey::Blob { .. }
             | RowKey::BlobReference { .. }
+            | RowKey::Predictor { .. }
             | RowKey::Tail { .. }
             | RowKey::Restoring { .. } => {}
             RowKey::Unknown => self.oddities.push("a row has a key of no known kind".to_owned()),
@@ -368,6 +369,7 @@ fn written(key: RowKey, value: &[u8]) -> Result<Option<Effect>, DecodeError> {
         | RowKey::FeedMark { .. }
         | RowKey::Blob { .. }
         | RowKey::BlobReference { .. }
+        | RowKey::Predictor { .. }
         | RowKey::Feed { .. }
         | RowKey::Unknown => return Ok(None),
     };
@@ -397,6 +399,7 @@ fn removed(key: RowKey, was_there: bool) -> Option<Effect> {
         | RowKey::FeedMark { .. }
         | RowKey::Blob { .. }
         | RowKey::BlobReference { .. }
+        | RowKey::Predictor { .. }
         | RowKey::Feed { .. }
         | RowKey::Unknown => return None,
     };

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use memcube_schemas::{MemoryId, memory::ChangeReason};
+use memcube_schemas::{MemoryId, conversation::Role, memory::ChangeReason};
 
 use super::{
     case::{Case, CubeRows, MarkedItem},
@@ -25,6 +25,7 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
     let mut findings = Findings::of(NAME);
     let references = reference(&case.evidence.history);
     let (nothing, nobody) = (CubeRows::default(), ReferenceCube::default());
+    let silence = BTreeSet::new();
     let names: BTreeSet<_> = references.keys().chain(case.cubes.keys()).collect();
     let is_erased = |name| case.timelines.get(name).is_some_and(|timeline| timeline.is_erased);
     for name in names.into_iter().filter(|name| !is_erased(*name)) {
@@ -32,6 +33,7 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
             title: title(name),
             reference: references.get(name).unwrap_or(&nobody),
             rows: case.cubes.get(name).unwrap_or(&nothing),
+            replies: case.evidence.replies.get(name).unwrap_or(&silence),
             findings: &mut findings,
         };
         cube.check();
@@ -49,6 +51,8 @@ struct Comparison<'a> {
     title: String,
     reference: &'a ReferenceCube<'a>,
     rows: &'a CubeRows,
+    /// What models said to turns that were to be remembered.
+    replies: &'a BTreeSet<String>,
     findings: &'a mut Findings,
 }
 
@@ -155,7 +159,7 @@ impl Comparison<'_> {
         };
         let added = self.reference.adds.get(marker).is_some_and(|adds| adds.may_have_made(id));
         let updated = self.reference.updates.get(marker).is_some_and(|ids| ids.contains(&id));
-        if !added && !updated && !self.may_be_a_part(held) {
+        if !added && !updated && !self.may_be_a_part(held) && !self.is_a_reply(held) {
             self.report(&format!("{id} holds {marker}, which nobody asked for"));
         }
         let Some(first) = self.first_marker(id, held) else { return };
@@ -173,6 +177,12 @@ impl Comparison<'_> {
         held.item.part.is_some()
             && held.marker.as_deref().is_some_and(is_text)
             && self.reference.adds.iter().any(is_unsure)
+    }
+
+    /// Whether an item is what a model said to a turn that was to be remembered with it.
+    fn is_a_reply(&self, held: &MarkedItem) -> bool {
+        let said = held.item.sources.first().map(|turn| turn.content.trim());
+        held.item.role == Role::Assistant && said.is_some_and(|said| self.replies.contains(said))
     }
 
     /// No add made more items than it was asked to, counting those that are gone by now.
