@@ -324,7 +324,6 @@ impl Cubes {
             host.queue(),
         ];
         queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
-        queues.push(self.shared.jobs.queue());
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
         queues.push(self.shared.jobs.queue());
         queues.extend(self.scheduler().map(SchedulerHandle::queue));

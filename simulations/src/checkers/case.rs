@@ -16,6 +16,7 @@ use memcube_schemas::{
     BlockKey, ConversationId, CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
     activation::{ContextRecord, KvBlock},
     codec::{DecodeError, decode},
+    conversation::Role,
     cube::{CubeManifest, Ownership, RequestRecord},
     feed::FeedRecord,
     keys::KeyRange,
@@ -172,6 +173,14 @@ impl<'a> Case<'a> {
             }
         }
         case
+    }
+
+    /// Whether an item is what a model said to a turn that was to be remembered with it.
+    pub(super) fn is_reply(&self, cube: &CubeName, item: &MemoryItem) -> bool {
+        let said = item.sources.first().map(|turn| turn.content.trim());
+        let replies = self.evidence.replies.get(cube);
+        item.role == Role::Assistant
+            && replies.zip(said).is_some_and(|(replies, said)| replies.contains(said))
     }
 
     fn read_row(&mut self, key: RowKey, row: &Row) -> Result<(), DecodeError> {
