@@ -183,16 +183,7 @@ impl NodeBuilder {
             None => open_vectors(&settings, &environment).await?,
         };
         let vectors = vectors.map(|index| vector_parts(&settings, index));
-        let objects = match objects {
-            Some(objects) => Some(objects),
-            None => storage::blobs::open(&settings)?,
-        };
-        let blobs = objects.map(|objects| BlobParts {
-            objects,
-            seal,
-            grace_ms: settings.blobs.grace_ms,
-            snapshot_items_min: settings.blobs.snapshot_items_min,
-        });
+        let blobs = blob_parts(&settings, objects, seal)?;
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
             environment: environment.clone(),
@@ -318,6 +309,23 @@ fn inference_parts(settings: &Settings, engine: Arc<dyn Engine>) -> Result<Infer
     let segment_repair_tokens = settings.inference.repair_tokens();
     let parts = InferenceParts { cache, segment_repair_tokens, ..InferenceParts::new(engine) };
     Ok(InferenceParts { disk, objects_are_local: !are_in_bucket, ..parts })
+}
+
+fn blob_parts(
+    settings: &Settings,
+    objects: Option<Arc<dyn ObjectStore>>,
+    seal: Arc<dyn Seal>,
+) -> Result<Option<BlobParts>> {
+    let objects = match objects {
+        Some(objects) => Some(objects),
+        None => storage::blobs::open(settings)?,
+    };
+    Ok(objects.map(|objects| BlobParts {
+        objects,
+        seal,
+        grace_ms: settings.blobs.grace_ms,
+        snapshot_items_min: settings.blobs.snapshot_items_min,
+    }))
 }
 
 fn scheduler_parts(settings: &Settings) -> Result<SchedulerParts> {

@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod models;
+mod parts;
 mod scheduling;
 
 use std::{
@@ -21,11 +22,13 @@ use memcube_schemas::{
     limits::{CUBE_INFLIGHT_MAX, TENANT_SEARCHES_MAX},
     node::NodeRecord,
 };
-use object_store::ObjectStore;
 use ractor::{ActorId, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-pub use self::catalogue::CubeDescription;
+pub use self::{
+    catalogue::CubeDescription,
+    parts::{BlobParts, NodeParts, QueueDepth},
+};
 use crate::{
     cluster::{
         ClusterParts, View,
@@ -40,13 +43,10 @@ use crate::{
     host::{CubeHost, Ended, HostHandle, HostSettings},
     housekeeper::{BlobSweeper, Chore, HouseRules, Housekeeper, HousekeeperHandle, NodeRows},
     inference::InferenceHandle,
-    scheduler::{
-        SchedulerHandle,
-        jobs::{JobRules, JobsHandle},
-    },
-    storage::{Blobs, RangeRead, SharedStore, blobs::Seal},
+    scheduler::{SchedulerHandle, jobs::JobsHandle},
+    storage::{Blobs, RangeRead, SharedStore},
     tenant::TenantContext,
-    vectors::{SearchPlaces, VectorParts, VectorTier},
+    vectors::{SearchPlaces, VectorTier},
 };
 
 /// Fixed, so that two processes build the same map.
@@ -85,53 +85,6 @@ impl Slot {
 
 /// Cubes that are hot on this node. Looked up, never iterated for a decision.
 pub(crate) type Directory = DashMap<CubeKey, Arc<Slot>, FixedHasher>;
-
-/// What the actors of a node are built from.
-pub struct NodeParts {
-    /// Where state is durable.
-    pub store: SharedStore,
-    /// Time, randomness, tasks.
-    pub environment: Environment,
-    /// The embedder, if one is configured; without it recall is lexical.
-    pub embedder: Option<EmbedderHandle>,
-    /// The name of this node in ownership records.
-    pub node: NodeId,
-    /// How long an idle cube stays in RAM, in milliseconds.
-    pub passivate_after_ms: u64,
-    /// Cubes kept in RAM at the most.
-    pub hot_cubes_max: usize,
-    /// How to reach the other nodes; `None` for a node that is alone with its store.
-    pub cluster: Option<ClusterParts>,
-    /// Where vectors of many cubes are searched; without it such searches ask the cubes.
-    pub vectors: Option<VectorParts>,
-    /// Where large bytes lie; without it cubes have no snapshots.
-    pub blobs: Option<BlobParts>,
-    /// How many background jobs run at a time.
-    pub jobs: JobRules,
-}
-
-/// What a node needs for blobs.
-pub struct BlobParts {
-    /// The object store; nodes that share a state store share this as well.
-    pub objects: Arc<dyn ObjectStore>,
-    /// What happens to bytes on their way there.
-    pub seal: Arc<dyn Seal>,
-    /// Milliseconds that a blob is kept which nothing refers to.
-    pub grace_ms: u64,
-    /// Items from which on a cube gets snapshots.
-    pub snapshot_items_min: usize,
-}
-
-/// How full a queue is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueDepth {
-    /// Which queue.
-    pub name: &'static str,
-    /// What waits in it.
-    pub depth: usize,
-    /// What may wait in it.
-    pub bound: usize,
-}
 
 /// All cubes of this node. Cheap to clone.
 #[derive(Clone)]

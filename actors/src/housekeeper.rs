@@ -1,5 +1,5 @@
-//! Does what nobody waits for: trimming, sweeping, upkeep. One actor a node, which has chores run in
-//! turn, each with its own period.
+//! Does what nobody waits for: trimming, sweeping, upkeep. One actor a node, which has chores run
+//! in turn, each with its own period.
 //!
 //! Receives: its own ticks, and the ends of chores.
 //! Sends: chores to the background jobs of the node; what they do goes to the state store.

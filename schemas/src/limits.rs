@@ -301,8 +301,8 @@ pub const SCENE_CANDIDATES_MAX: usize = 512;
 
 /// Background jobs of tenants that wait on one node before further ones are refused.
 pub const JOBS_WAITING_MAX: usize = 16_384;
-/// Background jobs of one tenant that wait on one node, so that it leaves room to the others; and of
-/// the node itself.
+/// Background jobs of one tenant that wait on one node, so that it leaves room to the others; and
+/// of the node itself.
 pub const JOBS_WAITING_PER_TENANT_MAX: usize = 1_024;
 /// Background jobs of one tenant that a node remembers after they have ended.
 pub const JOBS_REMEMBERED_PER_TENANT: usize = 64;
@@ -310,8 +310,8 @@ pub const JOBS_REMEMBERED_PER_TENANT: usize = 64;
 pub const JOB_TENANTS_MAX: usize = 1_024;
 /// Bytes of the name of a background job: a cube id and a few words.
 pub const JOB_NAME_BYTES_MAX: usize = 512;
-/// Adds of MemOS's clients whose names one node remembers, of each tenant: what a client asks for is
-/// what it has just added.
+/// Adds of MemOS's clients whose names one node remembers, of each tenant: what a client asks for
+/// is what it has just added.
 pub const MEMOS_TASKS_PER_TENANT_MAX: usize = 4_096;
 /// Bytes of such a name.
 pub const MEMOS_TASK_BYTES_MAX: usize = 256;

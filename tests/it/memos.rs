@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use memcube::Node;
-use memcube_actors::inference::scripted::{ScriptedCosts, ScriptedEngine};
+use memcube_actors::{
+    inference::scripted::{ScriptedCosts, ScriptedEngine},
+    scheduler::jobs::{JobId, JobState},
+};
+use memcube_schemas::TenantId;
 use serde_json::{Value, json};
 
-use crate::support::{Client, TestNode, assert_says, in_memory, text_of};
+use crate::{
+    http::jobs::held,
+    support::{Client, TestNode, assert_says, eventually, in_memory, text_of},
+};
 
 const UNKNOWN: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
@@ -632,4 +639,163 @@ async fn chats_that_cannot_be_answered_are_told_in_the_envelope() {
             assert_says(&answer.summary(), expected, &format!("{path} {body}"));
         }
     }
+}
+
+/// Calls a route of the scheduler, and checks the envelope of a success; returns `data`.
+async fn scheduler(client: &Client, method: &str, path: &str, message: &str) -> Value {
+    let answer = client.call(method, &format!("/product/scheduler/{path}")).send().await;
+    let answer = answer.expect(200);
+    assert_eq!((&answer["code"], &answer["message"]), (&json!(200), &json!(message)), "{answer}");
+    answer["data"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_add_is_a_completed_task() {
+    let node = TestNode::start().await;
+    let body = json!({"user_id": "u", "messages": "I keep bees", "task_id": "add-1"});
+    let added = add(&node.client, body).await;
+    add(&node.client, json!({"user_id": "v", "messages": "I keep ants", "task_id": "add-2"})).await;
+    let memory = added[0]["memory_id"].as_str().expect("an id");
+    let told = "Memory get status successfully";
+    for task in ["add-1", memory] {
+        let path = format!("status?user_id=u&task_id={task}");
+        let data = scheduler(&node.client, "GET", &path, told).await;
+        assert_eq!(data, json!([{"task_id": task, "status": "completed"}]));
+    }
+    let data = scheduler(&node.client, "GET", "status?user_id=u", told).await;
+    assert_eq!(data, json!([{"task_id": "add-1", "status": "completed"}]), "of this user only");
+    for (query, task) in [
+        ("user_id=u&task_id=add-2", "add-2"),
+        ("user_id=u&task_id=add-3", "add-3"),
+        (&format!("user_id=v&task_id={memory}"), memory),
+        (&format!("user_id=nobody&task_id={memory}"), memory),
+        ("user_id=u&task_id=1", "1"),
+    ] {
+        let answer = node.client.get(&format!("/product/scheduler/status?{query}")).await;
+        assert_eq!(answer.summary(), format!("404 envelope: there is no task `{task}`"));
+    }
+    let refused = json!({"user_id": "u", "messages": {"role": "boss"}, "task_id": "add-4"});
+    assert_eq!(node.client.post("/product/add", refused).await.status, 422);
+    let path = "/product/scheduler/status?user_id=u&task_id=add-4";
+    assert_eq!(node.client.get(path).await.status, 404, "what was refused was not done");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scheduler_tells_of_the_jobs_that_there_are() {
+    let node = TestNode::start().await;
+    let jobs = node.node.cubes().jobs();
+    let (mut ids, mut ends) = (Vec::new(), Vec::new());
+    for (tenant, cube, name) in [
+        ("default", "ann", "one"),
+        ("default", "ann", "two"),
+        ("default", "ann", "three"),
+        ("other", "ann", "four"),
+    ] {
+        let (job, end) = held(Some(tenant), cube, name);
+        ids.push(jobs.submit(job).expect("taken").to_string());
+        ends.push(end);
+    }
+    let call = |method: &'static str, path: &'static str, message: &'static str| {
+        scheduler(&node.client, method, path, message)
+    };
+    let queue = "Scheduler task queue status retrieved successfully";
+    let status = "Memory get status successfully";
+    eventually("two run", || async {
+        call("GET", "task_queue_status?user_id=ann", queue).await["pending_tasks_count"] == 2
+    })
+    .await;
+    let data = call("GET", "task_queue_status?user_id=ann", queue).await;
+    let expected = json!({
+        "user_id": "ann", "user_name": "ann", "mem_cube_id": "ann", "users_count": 1,
+        "stream_keys": ["ann:ann:blocks"],
+        "pending_tasks_count": 2, "pending_tasks_detail": ["ann:ann:blocks:2"],
+        "remaining_tasks_count": 1, "remaining_tasks_detail": ["ann:ann:blocks:1"],
+    });
+    assert_eq!(data, expected);
+    let data = call("GET", "task_queue_status?user_id=bo", queue).await;
+    assert_eq!((&data["pending_tasks_count"], &data["stream_keys"]), (&json!(0), &json!([])));
+    let data = call("GET", "status?user_id=ann", status).await;
+    let of = |place: usize, status: &str| json!({"task_id": ids[place], "status": status});
+    assert_eq!(data, json!([of(1, "in_progress"), of(0, "in_progress"), of(2, "waiting")]));
+
+    let data = call("POST", "wait?user_name=ann&timeout_seconds=0.05", "timeout").await;
+    assert_eq!((&data["running_tasks"], &data["timed_out"]), (&json!(3), &json!(true)));
+    assert_eq!(data["user_name"], "ann");
+    assert!(data["waited_seconds"].as_f64().is_some_and(|seconds| seconds >= 0.05), "{data}");
+    let data = call("POST", "wait?user_name=bo", "idle").await;
+    assert_eq!((&data["running_tasks"], &data["timed_out"]), (&json!(0), &json!(false)));
+    let late = events(&node.client, "user_name=ann&timeout_seconds=0.1&poll_interval=0.05").await;
+    let (last, before) = late.split_last().expect("events");
+    assert!(!before.is_empty() && before.iter().all(|event| event["status"] == "running"));
+    assert_eq!((&last["status"], &last["timed_out"]), (&json!("timeout"), &json!(true)));
+    assert_eq!((&last["active_tasks"], &last["user_name"]), (&json!(3), &json!("ann")));
+    assert!(last["elapsed_seconds"].is_f64() && last["instance_id"].is_string(), "{last}");
+
+    // Whoever waits hears of the end; another tenant's job is none of theirs.
+    let waiting = call("POST", "wait?user_name=ann&timeout_seconds=60", "idle");
+    let following = events(&node.client, "user_name=ann&timeout_seconds=60&poll_interval=0.05");
+    let ending = async {
+        for (place, end) in ends.drain(..3).enumerate() {
+            let id: JobId = ids[place].parse().expect("an id");
+            let default = TenantId::new("default").expect("valid");
+            let state = || jobs.job(Some(&default), id).map(|job| job.state);
+            eventually("it runs", || async { state() == Some(JobState::Running) }).await;
+            end.send(Ok(())).expect("it runs");
+        }
+    };
+    let (waited, followed, ()) = tokio::join!(waiting, following, ending);
+    assert_eq!((&waited["running_tasks"], &waited["timed_out"]), (&json!(0), &json!(false)));
+    let last = followed.last().expect("events");
+    assert_eq!((&last["status"], &last["active_tasks"]), (&json!("idle"), &json!(0)));
+    let data = call("GET", "status?user_id=ann", status).await;
+    assert!(data.as_array().is_some_and(|all| all.iter().all(|t| t["status"] == "completed")));
+    let summary = "Scheduler status summary retrieved successfully";
+    let data = call("GET", "allstatus", summary).await;
+    let own = json!({
+        "waiting": 0, "in_progress": 0, "pending": 0, "completed": 3, "failed": 0, "cancelled": 0,
+        "total": 3,
+    });
+    assert_eq!(data["scheduler_summary"], own);
+    assert!(data["all_tasks_summary"]["total"].as_u64().is_some_and(|total| total >= 3), "{data}");
+}
+
+/// The events of `wait/stream`, until it ends.
+async fn events(client: &Client, query: &str) -> Vec<Value> {
+    let answer = client.get(&format!("/product/scheduler/wait/stream?{query}")).await;
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"), "{}", answer.text);
+    let events = answer.text.lines().filter_map(|line| line.strip_prefix("data: "));
+    events.map(|data| serde_json::from_str(data).expect("JSON")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_questions_to_the_scheduler_are_told_in_the_envelope() {
+    let node = TestNode::start().await;
+    for (method, path, expected) in [
+        ("GET", "status", "422 envelope: `user_id` is missing"),
+        ("GET", "task_queue_status", "422 envelope: Failed to deserialize query string: missing …"),
+        ("GET", "task_queue_status?user_id=", "422 envelope: invalid cube id: it is empty"),
+        ("POST", "wait", "422 envelope: Failed to deserialize query string: missing field …"),
+        ("POST", "wait?user_name=", "422 envelope: invalid cube id: it is empty"),
+        (
+            "POST",
+            "wait?user_name=u&timeout_seconds=-1",
+            "422 envelope: `timeout_seconds` must be between 0 and 3600",
+        ),
+        (
+            "POST",
+            "wait?user_name=u&timeout_seconds=1e9",
+            "422 envelope: `timeout_seconds` must be between 0 and 3600",
+        ),
+        (
+            "GET",
+            "wait/stream?user_name=u&poll_interval=-1",
+            "422 envelope: `poll_interval` must be between 0 and 60",
+        ),
+        ("GET", "wait", "405 envelope: `/product/scheduler/wait` does not take GET"),
+    ] {
+        let answer = node.client.call(method, &format!("/product/scheduler/{path}")).send().await;
+        assert_says(&answer.summary(), expected, path);
+    }
+    let stranger = node.client.with_authorization(None);
+    assert_eq!(stranger.get("/product/scheduler/allstatus").await.status, 401);
 }

@@ -12,7 +12,7 @@ use memcube_schemas::{
     MemoryId,
     call::{CubeAnswer, CubeCall, ItemPage, RecallRequest, SearchOutcome},
     keys,
-    scene::{SceneAnswer, SceneQuery},
+    scene::{Passage, SceneAnswer, SceneQuery},
 };
 use ractor::ActorRef;
 
@@ -23,6 +23,7 @@ use crate::{
     defects::Defect,
     error::{Error, Result},
     metrics as names,
+    scheduler::scene::{SCENE_TURNS, Scene, SceneTurn},
     storage::{RangeRead, StoreError},
 };
 
@@ -174,10 +175,33 @@ impl Running {
 
     fn scene(&self, query: &SceneQuery) -> SceneAnswer {
         let start = self.environment.monotonic_us();
+        let remembered = query.last.text.is_empty().then(|| self.remembered(query)).flatten();
+        let query = remembered.as_ref().unwrap_or(query);
         let candidates = self.cube.recall.scene(query, &self.cube.items);
         let took = self.environment.monotonic_us().saturating_sub(start);
         metrics::histogram!(names::SCENE_SECONDS).record(seconds(took));
         SceneAnswer { candidates, version: self.cube.manifest.version }
+    }
+
+    /// The question of a scheduler that knows nothing of a conversation, as after its start, with
+    /// what the cube remembers of it.
+    fn remembered(&self, query: &SceneQuery) -> Option<SceneQuery> {
+        let conversation = query.conversation.as_ref()?;
+        let items = self.cube.items.values().rev().filter(|item| {
+            item.conversation.as_ref() == Some(conversation) && item.status.is_recalled()
+        });
+        let said: Vec<_> = items.take(SCENE_TURNS).collect();
+        let mut scene = Scene::default();
+        for item in said.into_iter().rev() {
+            let text = item.sources.first().map_or(&item.text, |source| &source.content).clone();
+            let passage = Passage { text, vector: self.cube.recall.vector(item.id) };
+            let (role, speaker) = (item.role, item.speaker.clone());
+            let at_ms = item.said_at_ms.unwrap_or(item.learned_at_ms);
+            scene.turn_finished(SceneTurn { role, speaker, passage, at_ms }, &[]);
+        }
+        let known = scene.query(Some(conversation.clone()), query.now_ms);
+        let SceneQuery { typed, accessed, candidates_max, .. } = query.clone();
+        Some(SceneQuery { typed, accessed, candidates_max, ..known })
     }
 
     fn search(&self, request: &RecallRequest) -> SearchOutcome {

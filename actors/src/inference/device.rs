@@ -4,7 +4,7 @@
 //! Sends: passes to the compute port; results to whoever asked.
 //! Owns: the queues. One pass runs at a time. Steps that wait together are computed together; after
 //! them one task has its turn, so that a long prefill and running replies share the device. What is
-//! computed ahead has its turn when nobody waits.
+//! computed ahead has its turn when nobody waits, and makes way for who comes.
 
 use std::{
     collections::VecDeque,
@@ -63,6 +63,8 @@ pub(crate) struct Until {
     /// On this node's monotonic clock.
     pub(crate) deadline_us: u64,
     pub(crate) cancel: Cancel,
+    /// Whether `cancel` is set when somebody comes who goes first. Whoever asked asks again then.
+    pub(crate) yields: bool,
 }
 
 /// Something that an engine does.
@@ -240,6 +242,8 @@ struct Queues {
     foreground: VecDeque<Task>,
     preload: VecDeque<Task>,
     is_busy: bool,
+    /// Ends the pass under way, if it makes way for others.
+    yielding: Option<Cancel>,
     /// Whether the last pass was one of steps.
     stepped: bool,
 }
@@ -261,6 +265,7 @@ impl Actor for DeviceActor {
             foreground: VecDeque::new(),
             preload: VecDeque::new(),
             is_busy: false,
+            yielding: None,
             stepped: false,
         })
     }
@@ -273,11 +278,20 @@ impl Actor for DeviceActor {
     ) -> std::result::Result<(), ActorProcessingErr> {
         match message {
             DeviceMessage::Run(task) => match task.until.urgency {
-                Urgency::Foreground => queues.foreground.push_back(task),
+                Urgency::Foreground => {
+                    queues.make_way();
+                    queues.foreground.push_back(task);
+                }
                 Urgency::Preload => queues.preload.push_back(task),
             },
-            DeviceMessage::Step(step) => queues.steps.push_back(step),
-            DeviceMessage::Free => queues.is_busy = false,
+            DeviceMessage::Step(step) => {
+                queues.make_way();
+                queues.steps.push_back(step);
+            }
+            DeviceMessage::Free => {
+                queues.is_busy = false;
+                queues.yielding = None;
+            }
         }
         queues.start_pass(&myself);
         Ok(())
@@ -293,6 +307,13 @@ impl Queues {
         self.stepped = !is_turn_of_task && self.start_steps(myself);
         if !self.stepped && !self.start_task(myself) {
             self.stepped = self.start_steps(myself);
+        }
+    }
+
+    /// Somebody came who goes first.
+    fn make_way(&self) {
+        if let Some(pass) = &self.yielding {
+            pass.set();
         }
     }
 
@@ -312,6 +333,7 @@ impl Queues {
     fn start_task(&mut self, myself: &ActorRef<DeviceMessage>) -> bool {
         let Some(Task { until, run, .. }) = self.next_task() else { return false };
         let engine = Arc::clone(&self.engine);
+        self.yielding = until.yields.then(|| until.cancel.clone());
         self.pass(myself, Some(until.cancel), move || run(&*engine));
         true
     }
@@ -411,6 +433,34 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
+    async fn a_pass_ahead_of_time_makes_way_for_somebody_who_waits() {
+        let engine = Arc::new(ScriptedEngine::new(100, 1 << 20, ScriptedCosts::default()));
+        let device = DeviceHandle::spawn(engine, Environment::scripted(1)).await.expect("started");
+        let until = |urgency: Urgency, yields: bool| Until {
+            urgency,
+            deadline_us: u64::MAX,
+            cancel: Cancel::default(),
+            yields,
+        };
+        let long = |_: &dyn Engine| ((), 1_000_000);
+        for (yields, waits_ms) in [(true, 0), (false, 990)] {
+            let ahead = until(Urgency::Preload, yields);
+            let was_ended = ahead.cancel.clone();
+            let ahead = device.run(ahead, long);
+            let asked = async {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let start = tokio::time::Instant::now();
+                let answered = device.run(until(Urgency::Foreground, false), |_| ((), 0)).await;
+                answered.expect("answered");
+                start.elapsed().as_millis()
+            };
+            let (ahead, waited) = tokio::join!(ahead, asked);
+            ahead.expect("it ended");
+            assert_eq!((waited, was_ended.is_set()), (waits_ms, yields));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_panic_of_the_engine_fails_its_caller_only() {
         let engine = Arc::new(ScriptedEngine::new(100, 1 << 20, ScriptedCosts::default()));
         let device = DeviceHandle::spawn(engine, Environment::scripted(1)).await.expect("started");
@@ -418,6 +468,7 @@ mod tests {
             urgency: Urgency::Foreground,
             deadline_us: u64::MAX,
             cancel: Cancel::default(),
+            yields: false,
         };
         let panicking = |_: &dyn Engine| -> ((), u64) { panic!("injected") };
         let failed = device.run(until(), panicking).await.expect_err("it panicked");

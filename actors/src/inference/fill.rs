@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
+    pin::pin,
     sync::Arc,
 };
 
@@ -20,10 +20,6 @@ use crate::{environment::Environment, error::Error};
 
 /// Blocks that are brought in at once: between two such runs others have their turn.
 const RUN_MAX: usize = 32;
-
-/// Tokens that are computed ahead at once: on two cores, about 10 ms for a model of 135 million
-/// weights.
-const PRELOAD_PART_TOKENS: usize = 32;
 
 /// Why a prompt could not be brought into a session.
 #[derive(Debug)]
@@ -362,8 +358,8 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Computes a block, and after the last one chooses a token. Ahead of time, it does so in small
-    /// parts, so that somebody who wants an answer meanwhile waits for a part at the most.
+    /// Computes a block, and after the last one chooses a token. Ahead of time, a pass makes way
+    /// for somebody who wants an answer, and is begun again when nobody does.
     async fn compute(
         &self,
         mut session: Box<dyn Session>,
@@ -371,35 +367,41 @@ impl Filling<'_> {
         cancel: Cancel,
     ) -> Result<Computed, Error> {
         let _guard = CancelOnDrop(cancel.clone());
-        let tokens = self.chain.tokens_of(at).len();
-        let part = match self.until.urgency {
-            Urgency::Foreground => tokens,
-            Urgency::Preload => PRELOAD_PART_TOKENS,
-        };
-        let mut start = 0;
+        if self.until.urgency == Urgency::Foreground {
+            return self.pass(session, at, Until { cancel, ..self.until.clone() }).await;
+        }
         loop {
-            let end = (start + part).min(tokens);
-            let computed = self.compute_part(session, at, start..end, cancel.clone()).await?;
-            if end == tokens || computed.1.is_err() {
+            let pass = Cancel::default();
+            let _guard = CancelOnDrop(pass.clone());
+            let until = Until { cancel: pass.clone(), yields: true, ..self.until.clone() };
+            let mut computing = pin!(self.pass(session, at, until));
+            let computed = tokio::select! {
+                biased;
+                computed = &mut computing => computed?,
+                () = cancel.cancelled() => {
+                    pass.set();
+                    computing.await?
+                }
+            };
+            let made_way = matches!(computed.1, Err(EngineError::Cancelled)) && !cancel.is_set();
+            if !made_way {
                 return Ok(computed);
             }
-            (session, start) = (computed.0, end);
+            self.environment.reach("inference.made-way", "");
+            session = computed.0;
         }
     }
 
-    async fn compute_part(
+    async fn pass(
         &self,
         mut session: Box<dyn Session>,
         at: usize,
-        part: Range<usize>,
-        cancel: Cancel,
+        until: Until,
     ) -> Result<Computed, Error> {
-        let until = Until { cancel: cancel.clone(), ..self.until.clone() };
         let (chain, sampling) = (Arc::clone(self.chain), self.sampling);
-        let is_last = at + 1 == chain.blocks.len() && part.end == chain.tokens_of(at).len();
+        let (cancel, is_last) = (until.cancel.clone(), at + 1 == chain.blocks.len());
         let work = move |_: &dyn super::engine::Engine| {
-            let tokens = &chain.tokens_of(at)[part];
-            let mut result = session.prefill(tokens, &cancel).map(|()| None);
+            let mut result = session.prefill(chain.tokens_of(at), &cancel).map(|()| None);
             if let (Ok(first), true, Some((sampling, draw))) = (&mut result, is_last, sampling) {
                 match session.sample(sampling, draw) {
                     Ok(token) => *first = Some(token),

@@ -183,7 +183,7 @@ impl LocalModel {
         }
         let start_us = self.environment.monotonic_us();
         let deadline_us = start_us.saturating_add(request.ms_max.saturating_mul(1_000));
-        let until = Until { urgency, deadline_us, cancel: Cancel::default() };
+        let until = Until { urgency, deadline_us, cancel: Cancel::default(), yields: false };
         if !self.cache.narrow(&mut lease, Contents::of_chain(&request.chain)) {
             let message = "a memory was changed while the prompt was made; make it again";
             return Err(Error::new(ErrorKind::Conflict, message));

@@ -7,21 +7,23 @@ use std::sync::{
 
 use memcube_schemas::{
     ConversationId, CubeId, TenantId,
+    conversation::ConversationEvent,
     limits::{
         EVENTS_WAITING_MAX, EVENTS_WAITING_PER_TENANT_MAX,
         PRELOAD_TENANT_TOKENS_PER_MINUTE_DEFAULT, PRELOAD_TOKENS_DEFAULT, SCHEDULER_SHARDS,
     },
     scene::SceneTimeline,
 };
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorRef};
 use tokio::sync::oneshot;
 
 use super::{
-    actor::{ShardActor, ShardArguments, ShardMessage},
+    actor::{ShardArguments, ShardMessage},
     inbox::{AnsweredTurn, Inbox, Input, SceneKey, Told, Waiting},
     jobs::JobsHandle,
     log::DecisionLog,
     predictors::{PredictorView, Predictors},
+    supervisor::Supervisor,
     think::Shared,
 };
 use crate::{
@@ -32,7 +34,6 @@ use crate::{
     metrics as names,
     storage::SharedStore,
 };
-use memcube_schemas::conversation::ConversationEvent;
 
 /// How much is prepared.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -312,51 +313,5 @@ impl Door {
         if let Some(actor) = actor {
             actor.kill();
         }
-    }
-}
-
-/// Starts shards anew that panic.
-struct Supervisor;
-
-struct Supervised {
-    arguments: Vec<ShardArguments>,
-    shards: Vec<ActorRef<ShardMessage>>,
-}
-
-impl Actor for Supervisor {
-    type Msg = ();
-    type State = Supervised;
-    type Arguments = Vec<ShardArguments>;
-
-    async fn pre_start(
-        &self,
-        myself: ActorRef<()>,
-        arguments: Vec<ShardArguments>,
-    ) -> std::result::Result<Supervised, ActorProcessingErr> {
-        let mut shards = Vec::with_capacity(arguments.len());
-        for shard in &arguments {
-            let cell = myself.get_cell();
-            shards.push(ShardActor::spawn_linked(None, ShardActor, shard.clone(), cell).await?.0);
-        }
-        Ok(Supervised { arguments, shards })
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        myself: ActorRef<()>,
-        event: SupervisionEvent,
-        state: &mut Supervised,
-    ) -> std::result::Result<(), ActorProcessingErr> {
-        let SupervisionEvent::ActorFailed(failed, reason) = event else { return Ok(()) };
-        let failed = failed.get_id();
-        let number = state.shards.iter().position(|shard| shard.get_id() == failed);
-        let Some(number) = number else { return Ok(()) };
-        tracing::error!(number, %reason, "a shard of the scheduler panicked and starts anew");
-        metrics::counter!(names::SCHEDULER_PANICS_TOTAL).increment(1);
-        let arguments = state.arguments[number].clone();
-        arguments.shared.environment.reach("scheduler.restarted", "");
-        let cell = myself.get_cell();
-        state.shards[number] = ShardActor::spawn_linked(None, ShardActor, arguments, cell).await?.0;
-        Ok(())
     }
 }

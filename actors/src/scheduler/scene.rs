@@ -11,7 +11,7 @@ use memcube_schemas::{
 };
 
 /// Turns that a scene remembers.
-const SCENE_TURNS: usize = 8;
+pub const SCENE_TURNS: usize = 8;
 /// Turns that count as recent, and how much each counts against the one after it.
 const RECENT_TURNS: usize = 3;
 const RECENT_DECAY: f32 = 0.8;

@@ -156,14 +156,7 @@ impl Inner {
             incarnation
         });
         let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
-        let vectors = self.plan.vectors.then(|| VectorParts {
-            index: Arc::new(self.vectors.handle(node, life, environment.clone())),
-            settings: VectorSettings {
-                apply_after_ms: draw("apply", 200, 4_000),
-                optimize_after_ms: 20_000,
-                cold_cube_items_min: draw("cold", 0, 6),
-            },
-        });
+        let vectors = self.vector_parts(node, life, &environment);
         let started = Cubes::start(NodeParts {
             blobs: Some(BlobParts {
                 objects: Arc::new(self.blobs.handle(node, life)),
@@ -192,6 +185,18 @@ impl Inner {
         }
         started.keep_house(self.house_rules(), Vec::new()).await?;
         Ok((started, model))
+    }
+
+    fn vector_parts(&self, node: u32, life: u64, environment: &Environment) -> Option<VectorParts> {
+        let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
+        self.plan.vectors.then(|| VectorParts {
+            index: Arc::new(self.vectors.handle(node, life, environment.clone())),
+            settings: VectorSettings {
+                apply_after_ms: draw("apply", 200, 4_000),
+                optimize_after_ms: 20_000,
+                cold_cube_items_min: draw("cold", 0, 6),
+            },
+        })
     }
 
     /// Starts the language model of a node, if nodes have one. Its tiers are small, so that things

@@ -11,7 +11,8 @@ const ROW: f64 = 52.0;
 const BAR: f64 = 18.0;
 const MARKS: usize = 5;
 
-/// An SVG picture: for each mode, the median and the 95th percentile of the time to the first token.
+/// An SVG picture: for each mode, the median and the 95th percentile of the time to the first
+/// token.
 #[must_use]
 pub fn svg(report: &ScenesReport) -> String {
     let height = TOP + ROW * report.modes.len() as f64 + 40.0;

@@ -34,14 +34,14 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/v1/predictor", get(predictor).delete(reset_predictor))
 }
 
-/// Tells what happens in a conversation, so that its next turn is prepared: that somebody is typing,
-/// above all. Nothing of it becomes a memory.
+/// Tells what happens in a conversation, so that its next turn is prepared: that somebody is
+/// typing, above all. Nothing of it becomes a memory.
 #[utoipa::path(post, path = "/v1/conversations/{conversation}/events", tag = "conversations",
     params(("conversation" = String, Path)), request_body = ConversationEventRequest,
     responses((status = 202, body = ConversationEventResponse),
         (status = 404, body = Problem),
         (status = 422, body = Problem),
-        (status = 429, body = Problem, description = "too many events wait; `Retry-After` says when"),
+        (status = 429, body = Problem, description = "too many events wait"),
         (status = 503, body = Problem)))]
 pub(crate) async fn note(
     State(gateway): State<Gateway>,

@@ -1,7 +1,7 @@
 //! `/v1/jobs`
 //!
-//! A key speaks for its tenant, so a caller sees and pauses the jobs of that tenant. Whoever runs the
-//! whole node pauses all of them through [`JobsHandle::pause`] of the library.
+//! A key speaks for its tenant, so a caller sees and pauses the jobs of that tenant. Whoever runs
+//! the whole node pauses all of them through [`JobsHandle::pause`] of the library.
 //!
 //! [`JobsHandle::pause`]: memcube_actors::scheduler::jobs::JobsHandle::pause
 

@@ -1,7 +1,7 @@
 //! Adds by the names (`task_id`) that MemOS's clients gave them.
 //!
-//! An add is complete when it is answered, so there is one thing to know of it: that it was answered.
-//! This node remembers it until it stops, or until many more were added.
+//! An add is complete when it is answered, so there is one thing to know of it: that it was
+//! answered. This node remembers it until it stops, or until many more were added.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

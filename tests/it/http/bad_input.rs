@@ -269,7 +269,11 @@ async fn addresses_that_cannot_be_read_are_typed_errors_too() {
         ("GET", "/v1/cubes?limit=1&limit=2"),
         ("GET", "/product/get_memory/%ff"),
         ("GET", "/product/get_memory/x?user_id=a&user_id=b"),
+        ("GET", "/v1/jobs/%ff"),
         ("GET", "/product/scheduler/status?user_id=a&user_id=b"),
+        ("GET", "/product/scheduler/task_queue_status?user_id=a&user_id=b"),
+        ("POST", "/product/scheduler/wait?user_name=a&timeout_seconds=NaN"),
+        ("GET", "/product/scheduler/wait/stream?user_name=a&poll_interval=x"),
     ] {
         let answer = c.call(method, path).send().await;
         assert!((400..500).contains(&answer.status), "{method} {path}: {}", answer.text);

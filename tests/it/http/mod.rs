@@ -3,8 +3,10 @@
 mod auth;
 mod bad_input;
 mod chat;
+mod conversations;
 mod cubes;
 mod events;
+pub(crate) mod jobs;
 mod memories;
 mod node;
 mod search;

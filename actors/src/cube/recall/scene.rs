@@ -260,3 +260,182 @@ impl WhoSpeaks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use memcube_schemas::{
+        ConversationId, Version,
+        memory::{MemoryKind, MemoryStatus},
+        scene::Passage,
+    };
+
+    use super::*;
+
+    const NOON_MS: i64 = 1_700_049_600_000;
+    const HOUR_MS: i64 = 3_600_000;
+    const DAY: i64 = 24 * HOUR_MS;
+
+    fn id(number: u64) -> MemoryId {
+        MemoryId::from_parts(number, 0)
+    }
+
+    fn passage(text: &str, vector: [f32; 2]) -> Passage {
+        Passage { text: text.to_owned(), vector: Some(vector.to_vec()) }
+    }
+
+    /// Three former turns of Ann and Bo, one of the running conversation, each a day after the one
+    /// before it.
+    fn world() -> (RecallIndex, BTreeMap<MemoryId, Arc<MemoryItem>>) {
+        const TURNS: [(&str, &str, [f32; 2]); 4] = [
+            ("Ann", "What shall we cook on Sunday?", [0.0, 1.0]),
+            (
+                "Bo",
+                "Lasagne with spinach and plenty of ricotta cheese, like my mother did.",
+                [0.8, 0.6],
+            ),
+            ("Ann", "My bicycle has a flat tyre again.", [1.0, 0.0]),
+            ("Bo", "I am hungry!", [0.6, 0.8]),
+        ];
+        let (mut index, mut items) = (RecallIndex::default(), BTreeMap::new());
+        for (number, (speaker, text, vector)) in (0_u64..).zip(TURNS) {
+            let conversation = if number == 3 { "now" } else { "before" };
+            let said_at_ms = NOON_MS + i64::try_from(number).expect("a few") * DAY;
+            let item = MemoryItem {
+                id: id(number),
+                kind: MemoryKind::Episode,
+                status: MemoryStatus::Activated,
+                text: format!("{speaker}: {text}"),
+                speaker: Some(speaker.to_owned()),
+                role: Role::User,
+                said_at_ms: Some(said_at_ms),
+                learned_at_ms: said_at_ms,
+                updated_at_ms: said_at_ms,
+                conversation: ConversationId::new(conversation).ok(),
+                previous: (number == 1 || number == 2).then(|| id(number - 1)),
+                part: None,
+                tags: Vec::new(),
+                info: String::new(),
+                sources: Vec::new(),
+                occurrences: 1,
+                tokens: 9,
+                revision: 2,
+                version: Version(1),
+            };
+            index.insert(&item, Some(&vector));
+            items.insert(item.id, Arc::new(item));
+        }
+        (index, items)
+    }
+
+    fn query() -> SceneQuery {
+        let said = passage("Let us cook something on Sunday", [0.0, 1.0]);
+        SceneQuery {
+            last: said.clone(),
+            recent: said.clone(),
+            scene: said,
+            typed: None,
+            next_speaker: Some(NextSpeaker::Named("Bo".to_owned())),
+            accessed: vec![Access { id: id(2), recency: 1.0, count: 3, at_ms: NOON_MS + 3 * DAY }],
+            conversation: ConversationId::new("now").ok(),
+            now_ms: NOON_MS + 4 * DAY + 6 * HOUR_MS,
+            candidates_max: 10,
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_each_memory_is_told() {
+        let (index, items) = world();
+        let found = index.scene(&query(), &items);
+        let ids: Vec<_> = found.iter().map(|candidate| candidate.id).collect();
+        assert_eq!(ids, [id(0), id(1), id(2)], "the running conversation is left out");
+        let [cook, lasagne, bicycle] = [0, 1, 2].map(|place| found[place].features);
+        assert!(cook.last > lasagne.last && lasagne.last > bicycle.last, "{found:?}");
+        assert_eq!((cook.last, cook.typed), (cook.scene, 0.0));
+        // What followed something like the last turn may follow again.
+        assert_eq!([cook.successor, lasagne.successor], [0.0, cook.last]);
+        assert_eq!([cook, lasagne, bicycle].map(|f| f.speaker), [0.0, 1.0, 0.0]);
+        assert_eq!([cook, lasagne, bicycle].map(|f| f.recency > 0.0), [false, false, true]);
+        assert_eq!(lasagne.neighbour, bicycle.recency);
+        assert_eq!((cook.neighbour, bicycle.neighbour), (0.0, 0.0));
+        assert!((bicycle.frequency - 4.0_f32.ln()).abs() < 1e-6);
+        // 4.25 days since it was said; 1.25 since it was of use.
+        assert!((cook.gap - 5.25_f32.ln()).abs() < 1e-5, "{cook:?}");
+        assert!((bicycle.gap - 2.25_f32.ln()).abs() < 1e-5, "{bicycle:?}");
+        assert!((cook.hour - 0.5).abs() < 1e-5, "six hours later in the day: {cook:?}");
+        assert!(cook.substance < lasagne.substance);
+        assert_eq!((found[0].tokens, found[0].revision), (9, 2));
+    }
+
+    #[test]
+    fn typing_shows_and_the_number_of_candidates_is_kept() {
+        let (index, items) = world();
+        let typed = Some(passage("the bicycle", [1.0, 0.0]));
+        let found = index.scene(&SceneQuery { typed, ..query() }, &items);
+        let most = found.iter().max_by(|l, r| l.features.typed.total_cmp(&r.features.typed));
+        assert_eq!(most.map(|candidate| candidate.id), Some(id(2)));
+        let few = index.scene(&SceneQuery { candidates_max: 2, ..query() }, &items);
+        let ids: Vec<_> = few.iter().map(|candidate| candidate.id).collect();
+        assert_eq!(ids, [id(0), id(2)], "the nearest, and what was used");
+        assert_eq!(RecallIndex::default().scene(&query(), &items), []);
+        // Without words and vectors nothing is near, and nothing is NaN.
+        let nothing = Passage::default();
+        let silent = SceneQuery {
+            last: nothing.clone(),
+            recent: nothing.clone(),
+            scene: nothing,
+            ..query()
+        };
+        let found = index.scene(&silent, &items);
+        assert!(found.iter().all(|found| found.features.last == 0.0), "{found:?}");
+    }
+
+    #[test]
+    fn terms_of_growing_passages_are_counted_once_for_each() {
+        let analyzer = Analyzer::default();
+        let text = |text: &str| text.to_owned();
+        let (last, recent, scene) =
+            (text("red fox"), text("blue fox\nred fox"), text("green\nblue fox\nred fox"));
+        let grown = terms(&analyzer, [&last, &recent, &scene], Some("fox fox"));
+        let table = [
+            ("red", [1.0, 1.0, 1.0, 0.0]),
+            ("fox", [1.0, 2.0, 2.0, 2.0]),
+            ("blue", [0.0, 1.0, 1.0, 0.0]),
+            ("green", [0.0, 0.0, 1.0, 0.0]),
+        ];
+        for (term, times) in table {
+            assert_eq!(grown[term], times, "{term}");
+        }
+        // Passages that do not grow are read by themselves; the end of a word is no passage.
+        let apart = terms(&analyzer, [&last, &text("cat"), &text("tomcat")], None);
+        let table = [
+            ("red", [1.0, 0.0, 0.0, 0.0]),
+            ("cat", [0.0, 1.0, 0.0, 0.0]),
+            ("tomcat", [0.0, 0.0, 1.0, 0.0]),
+        ];
+        for (term, times) in table {
+            assert_eq!(apart[term], times, "{term}");
+        }
+    }
+
+    #[test]
+    fn words_at_once_score_as_words_alone() {
+        let (index, _) = world();
+        let text = "cook spinach on Sunday, cook";
+        let list = index.analyzer.terms(text);
+        let alone = index.lexical.scores(&index.slots, &list).expect("there are words");
+        let times = terms(&index.analyzer, [&text.to_owned(); 3], None);
+        let at_once = index.lexical.scores_each(&index.slots, &times);
+        for (alone, at_once) in alone.iter().zip(at_once) {
+            assert!((alone - at_once[LAST]).abs() < 1e-4 && at_once[TYPED] == 0.0);
+        }
+    }
+
+    #[test]
+    fn hours_are_compared_around_midnight() {
+        let table = [(0, 24, 1.0), (23, 1, 5.0 / 6.0), (6, 18, 0.0), (18, 6, 0.0), (0, 30, 0.5)];
+        for (one, other, expected) in table {
+            let found = same_hour(one * HOUR_MS, other * HOUR_MS);
+            assert!((found - expected).abs() < 1e-5, "{one} {other}: {found}");
+        }
+    }
+}

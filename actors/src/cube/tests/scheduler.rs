@@ -388,6 +388,25 @@ async fn a_node_that_starts_brings_back_what_was_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_restart_the_cube_tells_what_was_said() {
+    let (chatting, _) = scheduling(Environment::scripted(12)).await;
+    let (cube, known) = knowing(&chatting, "ann").await;
+    let mut talk = Talk::new("talk");
+    say(&cube, &mut talk, "mother bakes rye bread every Sunday").await;
+    pause().await;
+    let World { cubes, store, .. } = chatting.world;
+    cubes.shut_down().await;
+    let world = World::with(store, Environment::scripted(13), 10).await;
+    world.cubes.schedule(SchedulerParts::default()).await.expect("started");
+    let cube = world.cube("ann").await;
+    // Nothing is said in it; only that the user is back.
+    cube.note(event(&talk, 1, ConversationEventKind::Resumed)).await.expect("noted");
+    pause().await;
+    let told = timeline(&cube, &talk).await;
+    assert_eq!(told.working_set.first(), Some(&known[3]), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_conversation_goes_with_its_cube() {
     let (chatting, _) = scheduling(Environment::scripted(11)).await;
     let (cube, _) = knowing(&chatting, "ann").await;

@@ -1,9 +1,8 @@
 //! Runs jobs.
 //!
-//! Receives: that there may be something to begin, and the ends of jobs.
-//! Sends: jobs to tasks of their own.
-//! Owns: the places of jobs that run. Which of them wait stands on the board that it shares with the
-//! handles, so that nobody waits for this actor to submit a job or to look.
+//! Receives: that there may be something to begin, and the ends of jobs. Sends: jobs to tasks of
+//! their own. Owns: the places of jobs that run. Which of them wait stands on the board that it
+//! shares with the handles, so that nobody waits for this actor to submit a job or to look.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -75,29 +74,36 @@ fn begin(shared: &Arc<Shared>, myself: &ActorRef<JobsMessage>, begun: Begun) {
     let (myself, under) = (myself.clone(), shared.under());
     shared.environment().spawn(async move {
         let _under = under;
-        let outcome = run(work, ms_max, stop).await;
-        if let (JobState::Failed, Some(error)) = &outcome {
-            tracing::debug!(job = %id, error, "a job failed");
-        }
+        let outcome = run(id, work, ms_max, stop).await;
         // Without the actor there is nobody who counts.
         let _ = myself.cast(JobsMessage::Ended { tenant, id, outcome });
     });
 }
 
 /// Does the work, until it is done, takes too long, panics or is cancelled.
-async fn run(work: Work, ms_max: u64, stop: oneshot::Receiver<()>) -> (JobState, Option<String>) {
+async fn run(
+    id: JobId,
+    work: Work,
+    ms_max: u64,
+    stop: oneshot::Receiver<()>,
+) -> (JobState, Option<String>) {
     let work = AssertUnwindSafe(async move { work().await }).catch_unwind();
-    let failed = |reason: String| (JobState::Failed, Some(reason));
-    tokio::select! {
+    let error = tokio::select! {
         biased;
-        _ = stop => (JobState::Cancelled, None),
+        _ = stop => return (JobState::Cancelled, None),
         done = work => match done {
-            Ok(Ok(())) => (JobState::Done, None),
-            Ok(Err(error)) => failed(error.to_string()),
-            Err(_) => failed("it panicked; see the log".to_owned()),
+            Ok(Ok(())) => return (JobState::Done, None),
+            Ok(Err(error)) => {
+                // What that means is known to whoever submitted it.
+                tracing::debug!(job = %id, %error, "a job failed");
+                return (JobState::Failed, Some(error.to_string()));
+            }
+            Err(_) => "it panicked; see the log".to_owned(),
         },
         () = tokio::time::sleep(Duration::from_millis(ms_max)) => {
-            failed(format!("it was not done after {ms_max} ms, and was given up"))
+            format!("it was not done after {ms_max} ms, and was given up")
         }
-    }
+    };
+    tracing::warn!(job = %id, error, "a job failed");
+    (JobState::Failed, Some(error))
 }

@@ -1,14 +1,15 @@
 //! Whose turn it is: weighted fair queueing over measured time. Pure.
 //!
-//! Start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996). Every flow has a tag, the virtual time
-//! up to which it has been served; the one with the smallest tag goes next, and its tag grows by what
-//! the job takes, divided by the flow's weight. Virtual time is the tag of whoever went last.
+//! Start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996). Every flow has a tag, the virtual
+//! time up to which it has been served; the one with the smallest tag goes next, and its tag grows
+//! by what the job takes, divided by the flow's weight. Virtual time is the tag of whoever went
+//! last.
 //!
 //! What a job takes is known when it has ended, and several run at once. So a job is charged what
 //! the flow's jobs took lately when it begins, and the difference when it ends.
 //!
-//! Invariant: no flow that waits is behind virtual time. Whoever had nothing to do, or was held back
-//! by pauses or bounds of its own, gets no credit for it.
+//! Invariant: no flow that waits is behind virtual time. Whoever had nothing to do, or was held
+//! back by pauses or bounds of its own, gets no credit for it.
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
@@ -128,8 +129,8 @@ impl<K: Ord + Clone> Fair<K> {
         }
     }
 
-    /// A flow that is idle and owes nothing is as good as none; past the bound, those that owe least
-    /// are forgotten as well.
+    /// A flow that is idle and owes nothing is as good as none; past the bound, those that owe
+    /// least are forgotten as well.
     fn make_room(&mut self) {
         if self.flows.len() < self.flows_max {
             return;

@@ -137,9 +137,8 @@ impl JobsHandle {
     /// Takes a job in. Of two jobs of one tenant and kind with the same name, one waits: the second
     /// is dropped, and the id of the first returned. Never waits.
     ///
-    /// # Errors
-    /// `Overloaded` when too many jobs of the tenant, or of all, wait; `Invalid` when its name is too
-    /// long or it has no time; `Unavailable` when the node stops.
+    /// # Errors `Overloaded` when too many jobs of the tenant, or of all, wait; `Invalid` when its
+    /// name is too long or it has no time; `Unavailable` when the node stops.
     pub fn submit(&self, job: Job) -> Result<JobId> {
         let now = self.shared.now();
         let id = self.shared.board().submit(job, now)?;
@@ -154,7 +153,8 @@ impl JobsHandle {
         self.shared.board().status(tenant, now)
     }
 
-    /// A job of a tenant, or of the node itself; one that has ended for as long as it is remembered.
+    /// A job of a tenant, or of the node itself; one that has ended for as long as it is
+    /// remembered.
     #[must_use]
     pub fn job(&self, tenant: Option<&TenantId>, id: JobId) -> Option<JobView> {
         let now = self.shared.now();
@@ -194,8 +194,8 @@ impl JobsHandle {
         self.shared.fewer.send_replace(());
     }
 
-    /// Jobs of a tenant, or of the node itself, that wait and that run, by kind: of one cube, or all
-    /// of them.
+    /// Jobs of a tenant, or of the node itself, that wait and that run, by kind: of one cube, or
+    /// all of them.
     #[must_use]
     pub fn load(
         &self,
@@ -205,8 +205,8 @@ impl JobsHandle {
         self.shared.board().load(tenant, cube)
     }
 
-    /// Ends when nothing of a tenant, or of the node itself, waits or runs. While jobs that wait are
-    /// paused, that is not the case.
+    /// Ends when nothing of a tenant, or of the node itself, waits or runs. While jobs that wait
+    /// are paused, that is not the case.
     pub async fn idle(&self, tenant: Option<&TenantId>) {
         self.idle_of(tenant, None).await;
     }
@@ -229,8 +229,8 @@ impl JobsHandle {
         self.shared.close();
     }
 
-    /// Takes no more jobs, cancels those that there are, and ends when they have let go of what they
-    /// worked with.
+    /// Takes no more jobs, cancels those that there are, and ends when they have let go of what
+    /// they worked with.
     pub async fn stop(&self) {
         self.shared.close();
         // One that is gone already has nothing left to end.

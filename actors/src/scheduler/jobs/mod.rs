@@ -1,10 +1,10 @@
 //! Background jobs of a node: what nobody waits for, done a few at a time, fairly between tenants.
 //!
-//! `fair` says whose turn it is and `board` what waits and runs, both pure; `actor` runs it, `handle`
-//! is the front door, `status` what it tells.
+//! `fair` says whose turn it is and `board` what waits and runs, both pure; `actor` runs it,
+//! `handle` is the front door, `status` what it tells.
 //!
-//! Invariant: whatever a tenant submits, it waits within bounds and holds at most half of the places,
-//! so that another tenant's job finds a free one.
+//! Invariant: whatever a tenant submits, it waits within bounds and holds at most half of the
+//! places, so that another tenant's job finds a free one.
 //!
 //! Jobs live in the RAM of one node: what must not be lost at a crash is durable elsewhere, and is
 //! submitted anew by whoever finds it there.
@@ -136,9 +136,9 @@ pub struct Job {
     pub name: String,
     /// Milliseconds after which it is given up, and counts as failed.
     pub ms_max: u64,
-    /// Does it. The future may be dropped at any point at which it waits (the time is over, the cube
-    /// was deleted, the node stops), and must leave nothing behind then that a later job of the same
-    /// name cannot take up.
+    /// Does it. The future may be dropped at any point at which it waits (the time is over, the
+    /// cube was deleted, the node stops), and must leave nothing behind then that a later job of
+    /// the same name cannot take up.
     pub work: Work,
 }
 
