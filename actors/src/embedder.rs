@@ -92,6 +92,27 @@ pub(crate) struct Place {
     index: usize,
 }
 
+/// Texts that count as waiting, until whoever asked has the answer or has gone away.
+struct Queued {
+    all: Arc<AtomicUsize>,
+    count: usize,
+    /// Whether there are too many with them.
+    is_over: bool,
+}
+
+impl Queued {
+    fn put(all: &Arc<AtomicUsize>, count: usize) -> Self {
+        let is_over = all.fetch_add(count, Ordering::AcqRel) + count > EMBED_QUEUE_TEXTS_MAX;
+        Self { all: Arc::clone(all), count, is_over }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.count, Ordering::AcqRel);
+    }
+}
+
 /// The front door of the embedder. Cheap to clone.
 #[derive(Clone)]
 pub struct EmbedderHandle {
@@ -134,19 +155,17 @@ impl EmbedderHandle {
         if count == 0 {
             return Ok(Vec::new());
         }
-        if self.queued_texts.fetch_add(count, Ordering::AcqRel) + count > EMBED_QUEUE_TEXTS_MAX {
-            self.queued_texts.fetch_sub(count, Ordering::AcqRel);
+        let queued = Queued::put(&self.queued_texts, count);
+        if queued.is_over {
             return Err(Error::overloaded("the embedder's queue", 1_000));
         }
         let (reply, answer) = oneshot::channel();
         let sent = self.actor.cast(EmbedderMessage::Embed(Job { texts, priority, reply }));
         let stopped = || Error::unavailable("the embedder has stopped; restart memcube");
-        let result = match sent {
+        match sent {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(stopped())),
             Err(_) => Err(stopped()),
-        };
-        self.queued_texts.fetch_sub(count, Ordering::AcqRel);
-        result
+        }
     }
 
     /// Whether the embedder takes texts.
@@ -383,5 +402,27 @@ impl ScriptedEmbedder {
             vector.iter_mut().for_each(|value| *value /= norm);
         }
         Embedding { vector, tokens }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_away_leaves_no_place_taken() {
+        let model = Arc::new(ScriptedEmbedder::new(8));
+        let embedder = EmbedderHandle::spawn(model, Environment::scripted(1)).await;
+        let embedder = embedder.expect("started");
+        let texts = || vec!["the sea".to_owned(), "the shore".to_owned()];
+        let mut asked = Box::pin(embedder.embed(texts(), Priority::Bulk));
+        assert!((&mut asked).now_or_never().is_none());
+        assert_eq!(embedder.queue().depth, 2);
+        drop(asked);
+        assert_eq!(embedder.queue().depth, 0);
+        let embedded = embedder.embed(texts(), Priority::Bulk).await.expect("embedded");
+        assert_eq!((embedded.len(), embedder.queue().depth), (2, 0));
     }
 }
