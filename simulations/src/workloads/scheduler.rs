@@ -18,9 +18,9 @@ const LEAVES: u32 = 100;
 /// How many tenants in a thousand may compute only little ahead, and how much that is: tokens in a
 /// minute, from and to.
 const TIGHT: u32 = 500;
-const TIGHT_TOKENS: (u64, u64) = (100, 1_500);
+const TIGHT_TOKENS: (u64, u64) = (20, 600);
 /// Events of a burst, from and to.
-const FLOOD: (u64, u64) = (300, 900);
+const FLOOD: (u64, u64) = (400, 900);
 
 pub(super) fn draw(dice: Dice, plan: &mut Plan) {
     plan.models = true;
@@ -74,7 +74,7 @@ fn talk(dice: Dice, step: &mut Step, erases: u32, is_loud: bool) {
         _ => Happening::Stray,
     };
     step.action = match &step.action {
-        Action::Search { .. } if is_loud && dice.chance("floods", id, 200) => flood(),
+        Action::Search { .. } if is_loud && dice.chance("floods", id, 350) => flood(),
         Action::Search { .. } if dice.chance("searches", id, 100) => return,
         Action::Search { .. } => Action::Converse { scene, topic, leaves_after },
         Action::Add { .. } if dice.chance("talks", id, 300) => {

@@ -584,7 +584,10 @@ impl Player {
                     answers.into_iter().find_map(Result::err).map_or(Ok(()), Err)
                 })
             };
-        let node = self.client % self.world.plan.nodes.max(1);
+        // Only at the owner of the cube nothing slows them down.
+        let dice = self.world.dice.fork("flood", operation);
+        let node = dice.below("node", 0, u64::from(self.world.plan.nodes.max(1)));
+        let node = u32::try_from(node).unwrap_or(0);
         let id = operation << TRIES_BITS | OF_EVENT;
         if let Attempt::Answer(Err(error)) = self.cube.client.attempt(node, id, &work).await {
             let _ = self.cube.client.judge(&error);
