@@ -279,9 +279,10 @@ impl Cubes {
             host.queue(),
         ];
         queues.push(self.shared.search_places.queue(TENANT_SEARCHES_MAX));
-        queues.push(self.shared.jobs.queue());
         queues.extend(embedder.as_ref().map(EmbedderHandle::queue));
+        queues.push(self.shared.jobs.queue());
         queues.extend(self.scheduler().map(SchedulerHandle::queue));
+        queues.extend(self.scheduler().map(SchedulerHandle::queue_of_busiest_tenant));
         queues.extend(self.inference().into_iter().flat_map(InferenceHandle::queues));
         queues.extend(cluster.iter().flat_map(|cluster| cluster.peers.queues()));
         queues

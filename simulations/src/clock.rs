@@ -7,7 +7,7 @@ use memcube_actors::environment::Clock;
 use crate::conditions::{Conditions, Place};
 
 /// The first of January 2026: where virtual wall clocks start.
-const START_UNIX_MS: i64 = 1_767_225_600_000;
+pub(crate) const START_UNIX_MS: i64 = 1_767_225_600_000;
 /// How far a wall clock may be off when its node starts.
 const SKEW_MS_MAX: i64 = 2_000;
 

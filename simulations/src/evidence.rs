@@ -1,11 +1,12 @@
 //! What the checkers judge: the callers' history beside what really happened in the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memcube_actors::{
     cube::{ChatTurn, UsedMemory},
     feed::FeedEvent,
     inference::{Token, activation_cache::Holding, scripted::Slot},
+    scheduler::{FollowedScene, log::DecisionRecord},
     storage::{Check, CommitToken, Mutation, versionstamped_key},
 };
 use memcube_schemas::{
@@ -195,6 +196,23 @@ pub struct Residents {
     pub holdings: Vec<Holding>,
 }
 
+/// What a node had done for a conversation when somebody looked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SceneSample {
+    /// Which node.
+    pub node: NodeId,
+    /// In which of its lives.
+    pub life: u64,
+    /// When that began: simulated milliseconds.
+    pub since_ms: u64,
+    /// When somebody looked.
+    pub at_ms: u64,
+    /// Whether everything was over by then, so that nothing should be under way any more.
+    pub at_rest: bool,
+    /// The conversation.
+    pub scene: FollowedScene,
+}
+
 /// Everything there is to judge after a run.
 #[derive(Debug, Default)]
 pub struct Evidence {
@@ -219,6 +237,14 @@ pub struct Evidence {
     pub chats: Vec<ChatRecord>,
     /// When the deletion of a cube was acknowledged.
     pub erased: Vec<(TenantId, CubeId, Moment)>,
+    /// What was said to turns that were to be remembered, by cube.
+    pub replies: BTreeMap<(TenantId, CubeId), BTreeSet<String>>,
+    /// What schedulers decided, and what became of it.
+    pub decisions: Vec<DecisionRecord>,
+    /// What they did for conversations, whenever somebody looked.
+    pub scenes: Vec<SceneSample>,
+    /// Tokens that a node may compute ahead for one tenant in a minute; 0 for any number.
+    pub tokens_per_minute: u64,
     /// What language models read and what is kept of it, in order.
     pub readings: Vec<Reading>,
     /// What they held when somebody looked.

@@ -185,6 +185,9 @@ pub(crate) fn draw_faults(dice: Dice, store: StoreKind) -> BTreeMap<FaultClass, 
             FaultClass::Jitter => 1_000,
             // Once at every start of a node, which are few.
             FaultClass::ModelChange | FaultClass::DiskLost => 200 + dice.below("lives", 0, 600),
+            // Most events are short, and a preload is but one of many things that a node does.
+            FaultClass::SchedulerPanic => 1 + dice.below("panics", 0, 20),
+            FaultClass::PreloadPanic => 10 + dice.below("panics", 0, 100),
             // Rare, because each of them stops a part of the world for seconds.
             FaultClass::CubePanic
             | FaultClass::HydratePanic

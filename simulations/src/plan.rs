@@ -32,6 +32,9 @@ pub struct Plan {
     /// Whether nodes have a language model.
     #[serde(default)]
     pub models: bool,
+    /// How nodes prepare the next turns of conversations, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<SchedulerPlan>,
     /// Planted bugs that are switched on.
     #[serde(default)]
     pub defects: BTreeSet<Defect>,
@@ -58,12 +61,21 @@ impl Plan {
             store: StoreKind::InMemory,
             vectors: false,
             models: false,
+            scheduler: None,
             defects: BTreeSet::new(),
             faults: BTreeMap::new(),
             events: Vec::new(),
             scripts: Vec::new(),
         }
     }
+}
+
+/// How nodes prepare the next turns of conversations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SchedulerPlan {
+    /// Tokens that a node computes ahead for one tenant in a minute; 0 for any number.
+    pub tenant_tokens_per_minute: u64,
 }
 
 /// A kind of state store.
@@ -284,6 +296,36 @@ pub enum Action {
         /// After how many pieces of the reply the caller goes away, if it does.
         leaves_after: Option<u32>,
     },
+    /// Says something in a conversation, lets the language model answer, and has both remembered.
+    Converse {
+        /// Conversation number.
+        scene: u32,
+        /// What it is about.
+        topic: u32,
+        /// After how many pieces of the reply the caller goes away, if it does.
+        leaves_after: Option<u32>,
+    },
+    /// Types something of a turn, piece by piece: some pieces late, and some sent twice.
+    Type {
+        /// Conversation number.
+        scene: u32,
+        /// What it is about.
+        topic: u32,
+    },
+    /// Tells what else happens in a conversation.
+    Note {
+        /// Conversation number.
+        scene: u32,
+        /// What it is about.
+        topic: u32,
+        /// What happens.
+        what: Happening,
+    },
+    /// Sends so many events at once that most of them find no room.
+    Flood {
+        /// How many.
+        count: u32,
+    },
     /// Computes ahead what the next turn of a conversation will begin with.
     Preload {
         /// Conversation number.
@@ -298,4 +340,24 @@ pub enum Action {
     },
     /// Deletes the cube with everything in it, and makes it anew.
     Erase,
+}
+
+/// What may happen in a conversation besides turns and typing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Happening {
+    /// A topic is marked.
+    Topic,
+    /// The assistant calls a tool.
+    Tool,
+    /// The user turns away.
+    Pause,
+    /// The user is back.
+    Resume,
+    /// A turn is finished that no model of memcube answered.
+    Turn,
+    /// It is over.
+    Close,
+    /// Something happens in a cube that is not there.
+    Stray,
 }

@@ -55,6 +55,9 @@ pub const TABLE: [Planted; Defect::ALL.len()] = [
     planted(Defect::ForeignBlock, "chat", 60),
     planted(Defect::DeletedInContext, "chat", 60),
     planted(Defect::ModelBlindKey, "chat", 60),
+    planted(Defect::PreloadForOther, "scheduler", 60),
+    planted(Defect::LeakedPreload, "scheduler", 60),
+    planted(Defect::UnboundedEvents, "scheduler", 60),
 ];
 
 const fn planted(defect: Defect, scenario: &'static str, within_seeds: u64) -> Planted {

@@ -27,6 +27,7 @@ const TAIL: i64 = 21;
 const RESTORING: i64 = 22;
 const KV_BLOCK: i64 = 23;
 const CONTEXT: i64 = 24;
+const PREDICTOR: i64 = 25;
 
 /// Bytes that a versionstamp adds to its prefix: the version, and the position in the commit.
 const STAMP_BYTES: usize = 12;
@@ -70,6 +71,8 @@ pub(crate) enum RowKey {
     KvBlock { tenant: TenantId, cube: CubeId, block: BlockKey },
     /// The context of a conversation.
     Context { tenant: TenantId, cube: CubeId, conversation: ConversationId },
+    /// What the scheduler has learned for a tenant.
+    Predictor { tenant: TenantId },
     /// Something that no builder of `keys` makes.
     Unknown,
 }
@@ -129,6 +132,7 @@ fn of_tuple(elements: &[Element<'_>]) -> Option<RowKey> {
             let shard = u16::try_from(integer(elements, 2)?).ok()?;
             return Some(RowKey::FeedMark { tenant, shard });
         }
+        PREDICTOR if elements.len() == 2 => return Some(RowKey::Predictor { tenant }),
         BLOB => return Some(RowKey::Blob { tenant, id: blob_id(elements, 2)? }),
         BLOB_REFERENCE => {
             let cube = CubeId::new(text(elements, 3)?).ok()?;
@@ -266,6 +270,7 @@ mod tests {
                 keys::context(t, c, &talk),
                 RowKey::Context { tenant: tenant.clone(), cube: cube.clone(), conversation: talk },
             ),
+            (keys::predictor(t), RowKey::Predictor { tenant: tenant.clone() }),
             (b"something else".to_vec(), RowKey::Unknown),
             (Vec::new(), RowKey::Unknown),
         ];

@@ -55,6 +55,8 @@ pub(crate) enum ShardMessage {
     Done { scene: SceneKey, entry: Box<SceneEntry> },
     /// Somebody asks what was done for a conversation.
     Timeline { scene: SceneKey, reply: oneshot::Sender<SceneTimeline> },
+    /// Somebody asks what was done for all conversations.
+    Timelines { reply: oneshot::Sender<Vec<(SceneKey, SceneTimeline)>> },
     /// A cube was deleted: what was said in it goes, too.
     Forget(CubeKey),
 }
@@ -112,6 +114,11 @@ impl Actor for ShardActor {
                 let timeline = state.scenes.get(&scene).map(Conversation::timeline);
                 // Whoever asked may have gone.
                 let _ = reply.send(timeline.unwrap_or_default());
+            }
+            ShardMessage::Timelines { reply } => {
+                let timelines = state.scenes.iter();
+                let timelines = timelines.map(|(scene, known)| (scene.clone(), known.timeline()));
+                let _ = reply.send(timelines.collect());
             }
             ShardMessage::Forget(cube) => state.scenes.retain(|scene, _| scene.cube != cube),
         }

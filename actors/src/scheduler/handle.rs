@@ -6,11 +6,11 @@ use std::sync::{
 };
 
 use memcube_schemas::{
-    TenantId,
+    ConversationId, CubeId, TenantId,
     conversation::ConversationEvent,
     limits::{
-        EVENTS_WAITING_MAX, PRELOAD_TENANT_TOKENS_PER_MINUTE_DEFAULT, PRELOAD_TOKENS_DEFAULT,
-        SCHEDULER_SHARDS,
+        EVENTS_WAITING_MAX, EVENTS_WAITING_PER_TENANT_MAX,
+        PRELOAD_TENANT_TOKENS_PER_MINUTE_DEFAULT, PRELOAD_TOKENS_DEFAULT, SCHEDULER_SHARDS,
     },
     scene::SceneTimeline,
 };
@@ -67,6 +67,19 @@ pub struct SchedulerParts {
     pub rules: SchedulerRules,
     /// Where decisions are written down, if anywhere.
     pub log: Option<Arc<dyn DecisionLog>>,
+}
+
+/// A conversation that a node follows, and what was done for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FollowedScene {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Of which cube.
+    pub cube: CubeId,
+    /// Which.
+    pub conversation: ConversationId,
+    /// What was done for it.
+    pub timeline: SceneTimeline,
 }
 
 /// The way to the actor of a shard, whichever it is now.
@@ -223,7 +236,7 @@ impl SchedulerHandle {
         let (reply, answer) = oneshot::channel();
         let shard = self.shard(&scene);
         shard.door.tell(ShardMessage::Timeline { scene, reply });
-        answer.await.map_err(|_| Error::unavailable("the scheduler is starting anew; ask again"))
+        answer.await.map_err(|_| starting_anew())
     }
 
     /// What a tenant's predictor has learned.
@@ -242,11 +255,37 @@ impl SchedulerHandle {
         self.shared.predictors.reset(tenant).await
     }
 
-    /// How full its queues are.
+    /// What was done for all conversations that this node follows. For tests and simulations: it
+    /// copies them.
+    ///
+    /// # Errors
+    /// As `CubeHandle::scenes`.
+    pub async fn followed(&self) -> Result<Vec<FollowedScene>> {
+        let mut followed = Vec::new();
+        for shard in self.shards.iter() {
+            let (reply, answer) = oneshot::channel();
+            shard.door.tell(ShardMessage::Timelines { reply });
+            let timelines = answer.await.map_err(|_| starting_anew())?;
+            followed.extend(timelines.into_iter().map(|(scene, timeline)| {
+                let SceneKey { cube: CubeKey { tenant, cube }, conversation } = scene;
+                FollowedScene { tenant, cube, conversation, timeline }
+            }));
+        }
+        Ok(followed)
+    }
+
+    /// How full its queue is.
     #[must_use]
     pub fn queue(&self) -> QueueDepth {
         let depth = self.waiting.depth();
         QueueDepth { name: "events for the scheduler", depth, bound: EVENTS_WAITING_MAX }
+    }
+
+    /// How full it is of events of the tenant of which most wait.
+    #[must_use]
+    pub fn queue_of_busiest_tenant(&self) -> QueueDepth {
+        let (depth, bound) = (self.waiting.depth_of_busiest(), EVENTS_WAITING_PER_TENANT_MAX);
+        QueueDepth { name: "events of one tenant for the scheduler", depth, bound }
     }
 
     pub(crate) fn kill(&self) {
@@ -262,6 +301,10 @@ impl SchedulerHandle {
         let _ = self.supervisor.stop_and_wait(None, None).await;
         self.shared.predictors.write_all().await;
     }
+}
+
+fn starting_anew() -> Error {
+    Error::unavailable("the scheduler is starting anew; ask again")
 }
 
 impl Door {

@@ -88,6 +88,11 @@ impl Waiting {
         self.all.load(Ordering::Acquire)
     }
 
+    /// What waits of the tenant of which most waits.
+    pub(crate) fn depth_of_busiest(&self) -> usize {
+        self.tenants().values().copied().max().unwrap_or(0)
+    }
+
     fn tenants(&self) -> MutexGuard<'_, BTreeMap<TenantId, usize>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,6 +166,7 @@ impl Inbox {
                 if former.map(|event| event.at_ms) <= later.map(|event| event.at_ms) {
                     *last = input;
                 }
+                self.environment.reach("scheduler.typing-replaced", "");
                 return Ok(());
             }
         }

@@ -25,7 +25,7 @@ mod supervisor;
 mod think;
 
 pub use self::{
-    handle::{SchedulerHandle, SchedulerParts, SchedulerRules},
+    handle::{FollowedScene, SchedulerHandle, SchedulerParts, SchedulerRules},
     predictors::PredictorView,
 };
 pub(crate) use self::{

@@ -181,13 +181,15 @@ impl Predictors {
         committed.map_err(StoreError::into)
     }
 
-    /// Writes everything that was learned, as far as that is possible now.
-    pub(crate) async fn write_all(&self) {
+    fn unwritten(&self) -> Vec<TenantId> {
         let tenants = self.tenants();
         let unwritten = tenants.iter().filter(|(_, known)| known.unwritten > 0);
-        let unwritten: Vec<TenantId> = unwritten.map(|(tenant, _)| tenant.clone()).collect();
-        drop(tenants);
-        for tenant in unwritten {
+        unwritten.map(|(tenant, _)| tenant.clone()).collect()
+    }
+
+    /// Writes everything that was learned, as far as that is possible now.
+    pub(crate) async fn write_all(&self) {
+        for tenant in self.unwritten() {
             if let Err(error) = self.write(&tenant).await {
                 tracing::debug!(%tenant, %error, "what a predictor learned last is lost");
             }

@@ -45,6 +45,7 @@ impl Actor for Supervisor {
         tracing::error!(number, %reason, "a shard of the scheduler panicked and starts anew");
         metrics::counter!(names::SCHEDULER_PANICS_TOTAL).increment(1);
         let arguments = state.arguments[number].clone();
+        arguments.shared.environment.reach("scheduler.restarted", "");
         let cell = myself.get_cell();
         state.shards[number] = ShardActor::spawn_linked(None, ShardActor, arguments, cell).await?.0;
         Ok(())

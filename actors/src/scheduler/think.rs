@@ -39,6 +39,8 @@ use crate::{
 const TOKEN_US: f64 = 400.0;
 /// How much one measurement counts against all before it.
 const TOKEN_US_SHARE: f64 = 0.2;
+/// Why nothing is computed ahead for a tenant that has spent its tokens.
+const SPENT: &str = "the tenant's tokens of this minute are spent";
 /// Memories of a working set.
 const WORKING_SET: usize = 20;
 /// Tokens between memories, and what is said, that a context keeps free: half of the window.
@@ -181,7 +183,9 @@ impl Thinker<'_> {
         let predictions = predictor.predict(&look.candidates, &look.held, thought.is_typing);
         let model = self.cubes.inference().filter(|_| self.preloader.can_compute());
         let prompt = thought.prompt.clone();
-        let budget = self.budget(&look, model, thought);
+        let now_us = self.shared.environment.monotonic_us();
+        let left = self.shared.budgets().left(&self.key.cube.tenant, now_us);
+        let budget = self.budget(&look, model, thought, left);
         let waste = self.shared.rules.waste;
         let token_us =
             if model.is_some() && prompt.is_some() { self.shared.token_us() } else { 0.0 };
@@ -191,7 +195,8 @@ impl Thinker<'_> {
         let decided_us = self.shared.environment.monotonic_us().saturating_sub(start_us);
         metrics::histogram!(names::SCENE_DECISION_SECONDS).record(seconds(decided_us));
         let message = match (prompt, model) {
-            (Some(prompt), Some(_)) => PreloadMessage::Activation(PreloadRequest {
+            // What was said costs tokens as well.
+            (Some(prompt), Some(_)) if left > 0 => PreloadMessage::Activation(PreloadRequest {
                 conversation: self.key.conversation.clone(),
                 preamble: prompt.preamble.to_string(),
                 turns: prompt.turns.to_vec(),
@@ -202,6 +207,7 @@ impl Thinker<'_> {
         };
         let entry = SceneEntry {
             kind: message.kind(),
+            detail: (left == 0).then(|| SPENT.to_owned()),
             candidates: u32::try_from(look.candidates.len()).unwrap_or(u32::MAX),
             held: u32::try_from(look.held.len()).unwrap_or(u32::MAX),
             planned: explain(&planned, &predictions, &predictor, thought.is_typing),
@@ -224,10 +230,14 @@ impl Thinker<'_> {
         Ok(Some((unsettled, needed)))
     }
 
-    fn budget(&self, look: &Look, model: Option<&InferenceHandle>, thought: &Thought) -> Budget {
+    fn budget(
+        &self,
+        look: &Look,
+        model: Option<&InferenceHandle>,
+        thought: &Thought,
+        left: u64,
+    ) -> Budget {
         let rules = &self.shared.rules;
-        let now_us = self.shared.environment.monotonic_us();
-        let left = self.shared.budgets().left(&self.key.cube.tenant, now_us);
         let each = rules.tokens_max.min(usize::try_from(left).unwrap_or(usize::MAX));
         let wanted = look.held_tokens.saturating_add(each);
         let window = model.map(|model| model.facts().window_tokens / WINDOW_SHARE);

@@ -16,6 +16,7 @@ use memcube_schemas::{
     BlockKey, ConversationId, CubeId, MemoryId, ModelId, RequestId, TenantId, Version,
     activation::{ContextRecord, KvBlock},
     codec::{DecodeError, decode},
+    conversation::Role,
     cube::{CubeManifest, Ownership, RequestRecord},
     feed::FeedRecord,
     keys::KeyRange,
@@ -174,6 +175,14 @@ impl<'a> Case<'a> {
         case
     }
 
+    /// Whether an item is what a model said to a turn that was to be remembered with it.
+    pub(super) fn is_reply(&self, cube: &CubeName, item: &MemoryItem) -> bool {
+        let said = item.sources.first().map(|turn| turn.content.trim());
+        let replies = self.evidence.replies.get(cube);
+        item.role == Role::Assistant
+            && replies.zip(said).is_some_and(|(replies, said)| replies.contains(said))
+    }
+
     fn read_row(&mut self, key: RowKey, row: &Row) -> Result<(), DecodeError> {
         let value = row.value.as_slice();
         match key {
@@ -184,6 +193,7 @@ impl<'a> Case<'a> {
             | RowKey::FeedMark { .. }
             | RowKey::Blob { .. }
             | RowKey::BlobReference { .. }
+            | RowKey::Predictor { .. }
             | RowKey::Tail { .. }
             | RowKey::Restoring { .. } => {}
             RowKey::Unknown => self.oddities.push("a row has a key of no known kind".to_owned()),
@@ -368,6 +378,7 @@ fn written(key: RowKey, value: &[u8]) -> Result<Option<Effect>, DecodeError> {
         | RowKey::FeedMark { .. }
         | RowKey::Blob { .. }
         | RowKey::BlobReference { .. }
+        | RowKey::Predictor { .. }
         | RowKey::Feed { .. }
         | RowKey::Unknown => return Ok(None),
     };
@@ -397,6 +408,7 @@ fn removed(key: RowKey, was_there: bool) -> Option<Effect> {
         | RowKey::FeedMark { .. }
         | RowKey::Blob { .. }
         | RowKey::BlobReference { .. }
+        | RowKey::Predictor { .. }
         | RowKey::Feed { .. }
         | RowKey::Unknown => return None,
     };

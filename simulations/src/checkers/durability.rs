@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use memcube_schemas::{MemoryId, memory::ChangeReason};
 
 use super::{
-    case::{Case, CubeRows, MarkedItem},
+    case::{Case, CubeName, CubeRows, MarkedItem},
     findings::Findings,
     reference::{Adds, Deleted, ReferenceCube, ReferenceItem, reference},
     title,
@@ -32,11 +32,18 @@ pub(super) fn check(case: &Case<'_>) -> Vec<Violation> {
             title: title(name),
             reference: references.get(name).unwrap_or(&nobody),
             rows: case.cubes.get(name).unwrap_or(&nothing),
+            replies: replies_in(case, name),
             findings: &mut findings,
         };
         cube.check();
     }
     findings.into_violations()
+}
+
+/// The items of a cube that are replies to turns that were to be remembered.
+fn replies_in(case: &Case<'_>, name: &CubeName) -> BTreeSet<MemoryId> {
+    let items = case.cubes.get(name).into_iter().flat_map(|rows| &rows.items);
+    items.filter(|(_, held)| case.is_reply(name, &held.item)).map(|(id, _)| *id).collect()
 }
 
 /// Whether a marker stands for a text that carries none.
@@ -49,6 +56,8 @@ struct Comparison<'a> {
     title: String,
     reference: &'a ReferenceCube<'a>,
     rows: &'a CubeRows,
+    /// What models said to turns that were to be remembered.
+    replies: BTreeSet<MemoryId>,
     findings: &'a mut Findings,
 }
 
@@ -155,7 +164,7 @@ impl Comparison<'_> {
         };
         let added = self.reference.adds.get(marker).is_some_and(|adds| adds.may_have_made(id));
         let updated = self.reference.updates.get(marker).is_some_and(|ids| ids.contains(&id));
-        if !added && !updated && !self.may_be_a_part(held) {
+        if !added && !updated && !self.may_be_a_part(held) && !self.replies.contains(&id) {
             self.report(&format!("{id} holds {marker}, which nobody asked for"));
         }
         let Some(first) = self.first_marker(id, held) else { return };
@@ -217,7 +226,7 @@ impl Comparison<'_> {
 #[cfg(test)]
 mod tests {
     use memcube_actors::storage::Mutation;
-    use memcube_schemas::keys;
+    use memcube_schemas::{conversation::Role, keys};
 
     use super::*;
     use crate::{
@@ -257,6 +266,27 @@ mod tests {
         scene.store_update(updated, "mk9");
         scene.list(1);
         assert!(verdict(scene).is_empty());
+    }
+
+    #[test]
+    fn what_a_model_said_for_memory_may_be_there() {
+        let check_reply = |said: &str, role: Role| {
+            let mut scene = Scene::new();
+            let id = scene.store_add("mk1");
+            scene.unknown(0, call_add("mk1"));
+            let mut item = scene.item(id);
+            item.text = "[8 May 2023] assistant: ab cd".to_owned();
+            item.role = role;
+            item.sources[0].content = "ab cd".to_owned();
+            let set = scene.set_item(&item);
+            scene.commit(vec![set]);
+            let cube = scene.cube.clone();
+            scene.evidence.replies.insert(cube, BTreeSet::from([said.to_owned()]));
+            verdict(scene).len()
+        };
+        assert_eq!(check_reply("ab cd", Role::Assistant), 0);
+        assert_eq!(check_reply("ab", Role::Assistant), 1);
+        assert_eq!(check_reply("ab cd", Role::User), 1);
     }
 
     #[test]

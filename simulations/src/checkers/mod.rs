@@ -22,6 +22,7 @@ mod once;
 mod queues;
 mod read_your_writes;
 mod reference;
+mod scheduler;
 mod tenant_search;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use self::case::{Case, CubeName};
 use crate::evidence::{Evidence, Violation};
 
 /// All checkers, in the order in which they run.
-pub(crate) const NAMES: [&str; 14] = [
+pub(crate) const NAMES: [&str; 15] = [
     durability::NAME,
     fencing::NAME,
     linearizability::NAME,
@@ -43,6 +44,7 @@ pub(crate) const NAMES: [&str; 14] = [
     feed::NAME,
     blobs::NAME,
     activation::NAME,
+    scheduler::NAME,
     liveness::NAME,
     queues::NAME,
     once::NAME,
@@ -80,6 +82,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Judgement {
     violations.extend(feed::check(&case));
     violations.extend(blobs::check(&case));
     violations.extend(activation::check(&case));
+    violations.extend(scheduler::check(&case));
     violations.extend(liveness::check(&case));
     violations.extend(queues::check(&case));
     violations.extend(once::check(&case));

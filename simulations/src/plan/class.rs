@@ -58,6 +58,10 @@ pub enum FaultClass {
     CubePanic,
     /// A cube panics while it is hydrated.
     HydratePanic,
+    /// A shard of the scheduler panics over an event.
+    SchedulerPanic,
+    /// A preload panics.
+    PreloadPanic,
     /// Tasks that are ready run in another order.
     Jitter,
     /// A read or a commit of a FoundationDB transaction finds its version too old.
@@ -88,7 +92,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 40] = [
         Self::NetworkDelay,
         Self::NetworkDrop,
         Self::NetworkDuplicate,
@@ -114,6 +118,8 @@ impl FaultClass {
         Self::BlobRot,
         Self::CubePanic,
         Self::HydratePanic,
+        Self::SchedulerPanic,
+        Self::PreloadPanic,
         Self::Jitter,
         Self::FdbTooOld,
         Self::FdbFutureVersion,
@@ -141,6 +147,12 @@ impl FaultClass {
                 | Self::DiskLost
                 | Self::BlobRot
         )
+    }
+
+    /// Whether it strikes only where nodes prepare the next turns of conversations.
+    #[must_use]
+    pub const fn needs_scheduler(self) -> bool {
+        matches!(self, Self::SchedulerPanic | Self::PreloadPanic)
     }
 
     /// Whether it can strike a store of this kind. What a transaction of FoundationDB may meet is
@@ -185,6 +197,8 @@ impl FaultClass {
             | Self::BlobRot
             | Self::CubePanic
             | Self::HydratePanic
+            | Self::SchedulerPanic
+            | Self::PreloadPanic
             | Self::Jitter => return true,
         };
         matches!(
@@ -223,6 +237,8 @@ impl FaultClass {
             Self::BlobRot => "blob-rot",
             Self::CubePanic => "cube-panic",
             Self::HydratePanic => "hydrate-panic",
+            Self::SchedulerPanic => "scheduler-panic",
+            Self::PreloadPanic => "preload-panic",
             Self::Jitter => "jitter",
             Self::FdbTooOld => "fdb-too-old",
             Self::FdbFutureVersion => "fdb-future-version",

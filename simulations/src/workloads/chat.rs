@@ -78,13 +78,17 @@ fn talk(dice: Dice, step: &mut Step, erases: u32) {
         | Action::HandOver { .. }
         | Action::Burst { .. }
         | Action::Chat { .. }
+        | Action::Converse { .. }
+        | Action::Type { .. }
+        | Action::Note { .. }
+        | Action::Flood { .. }
         | Action::Preload { .. }
         | Action::Freeze { .. }
         | Action::Erase => return,
     };
 }
 
-fn moves(dice: Dice, plan: &Plan) -> Vec<Step> {
+pub(super) fn moves(dice: Dice, plan: &Plan) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut at_ms = 0;
     for id in 1.. {

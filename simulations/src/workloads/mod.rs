@@ -5,6 +5,7 @@ mod assistant;
 mod chat;
 mod crash_storm;
 mod hand_over;
+mod scheduler;
 mod tenant_search;
 mod tenants;
 
@@ -58,6 +59,11 @@ pub const CATALOGUE: &[Workload] = &[
         about: "chats over cached contexts whose memories change and go, on devices that fail",
         draw: chat::draw,
     },
+    Workload {
+        name: "scheduler",
+        about: "conversations whose next turns are prepared, by schedulers that crash and are flooded",
+        draw: scheduler::draw,
+    },
 ];
 
 /// Draws the plan of a seed over a kind of state store. The faults alone differ with the kind.
@@ -75,7 +81,10 @@ pub fn plan(scenario: &str, seed: u64, store: StoreKind) -> Result<Plan> {
     plan.store = store;
     plan.faults = nemesis::draw_faults(dice.fork("faults", 0), store);
     (workload.draw)(dice, &mut plan);
-    plan.faults.retain(|class, _| plan.models || !class.needs_models());
+    plan.faults.retain(|class, _| {
+        (plan.models || !class.needs_models())
+            && (plan.scheduler.is_some() || !class.needs_scheduler())
+    });
     let mut events = nemesis::draw_events(dice.fork("events", 0), plan.nodes, plan.seconds);
     plan.events.append(&mut events);
     plan.events.sort_by_key(|event| event.at_ms);
@@ -158,7 +167,9 @@ mod tests {
         }
         let unknown = plan("asistant", 1, StoreKind::InMemory).expect_err("refused").to_string();
         assert!(
-            unknown.contains("assistant, tenants, hand_over, crash_storm, tenant_search, chat"),
+            unknown.contains(
+                "assistant, tenants, hand_over, crash_storm, tenant_search, chat, scheduler"
+            ),
             "{unknown}"
         );
     }

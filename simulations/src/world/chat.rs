@@ -79,7 +79,7 @@ impl Inner {
         self.erased.lock().expect("invariant: nothing panics while it holds what was erased")
     }
 
-    fn begin_chat(&self, client: u32, record: ChatRecord) -> usize {
+    pub(super) fn begin_chat(&self, client: u32, record: ChatRecord) -> usize {
         let what = format_args!("{}/{} {}", record.tenant, record.cube, record.message.text);
         self.conditions.note(&format!("c{client}"), "chats", what);
         let mut chats = self.chats();
@@ -87,7 +87,7 @@ impl Inner {
         chats.len() - 1
     }
 
-    fn end_chat(&self, client: u32, number: usize, heard: Result<Heard, String>) {
+    pub(super) fn end_chat(&self, client: u32, number: usize, heard: Result<Heard, String>) {
         let what = format!("chat #{number} {heard:?}");
         self.conditions.note(&format!("c{client}"), "hears", what);
         let moment = self.moment();

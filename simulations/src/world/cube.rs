@@ -353,12 +353,12 @@ impl Cube {
         }
     }
 
-    fn invoke(&self, call: Call) -> usize {
+    pub(super) fn invoke(&self, call: Call) -> usize {
         let tenant: &TenantId = self.client.context.tenant();
         self.client.world.invoke(self.client.number, tenant, &self.id, call)
     }
 
-    fn answer(&self, number: usize, outcome: Outcome) {
+    pub(super) fn answer(&self, number: usize, outcome: Outcome) {
         self.client.world.answer(number, outcome);
     }
 }

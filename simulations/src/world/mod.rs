@@ -9,6 +9,7 @@ mod client;
 mod cube;
 mod follow;
 mod node;
+mod scheduler;
 mod script;
 mod verdict;
 
@@ -23,22 +24,22 @@ use std::{
 
 use anyhow::Context;
 use futures_util::future::BoxFuture;
-use memcube_actors::TenantContext;
+use memcube_actors::{TenantContext, scheduler::log::DecisionRecord};
 use memcube_schemas::{CubeId, Incarnation, NodeId, TenantId};
 
-pub(crate) use self::follow::CONSUMER;
 use self::node::NodeSlot;
 pub use self::{
     client::{CallError, Client},
     cube::Cube,
 };
+pub(crate) use self::{follow::CONSUMER, scheduler::Reply};
 use crate::{
     blobs::SimBlobs,
     checkers,
     conditions::Conditions,
     dice::Dice,
     engine::Witness,
-    evidence::{ChatRecord, FeedStretch, QueueSample, Residents, Violation},
+    evidence::{ChatRecord, FeedStretch, QueueSample, Residents, SceneSample, Violation},
     history::{Call, History, Moment, Outcome},
     nemesis::{self, Hooks},
     network::{Network, node_name},
@@ -88,6 +89,9 @@ pub(crate) struct Inner {
     residents: Mutex<Vec<Residents>>,
     chats: Mutex<Vec<ChatRecord>>,
     erased: Mutex<Vec<(TenantId, CubeId, Moment)>>,
+    decisions: Mutex<Vec<DecisionRecord>>,
+    scenes: Mutex<Vec<SceneSample>>,
+    replies: Mutex<Vec<Reply>>,
     followed: Mutex<BTreeMap<TenantId, Vec<FeedStretch>>>,
     consumed: Mutex<BTreeMap<(TenantId, u16), Vec<FeedStretch>>>,
 }
@@ -196,6 +200,7 @@ impl World {
             Arc::clone(&inner).boot_node(node).await;
         }
         let sampler = Arc::clone(&inner).sample_queues();
+        let looker = Arc::clone(&inner).sample_scenes();
         let followers = inner.follow_all();
         let hooks = Power(Arc::clone(&inner));
         let nemesis = nemesis::inflict(&inner.plan.events, &inner.conditions, &hooks);
@@ -210,6 +215,7 @@ impl World {
             () = work => {}
             () = async { nemesis.await; std::future::pending::<()>().await } => {}
             () = sampler => {}
+            () = looker => {}
             () = async { followers.await; std::future::pending::<()>().await } => {}
         }
         inner.judge().await
@@ -248,6 +254,9 @@ impl Inner {
             residents: Mutex::default(),
             chats: Mutex::default(),
             erased: Mutex::default(),
+            decisions: Mutex::default(),
+            scenes: Mutex::default(),
+            replies: Mutex::default(),
             followed: Mutex::default(),
             consumed: Mutex::default(),
         })

@@ -48,6 +48,8 @@ pub(crate) struct RunningNode {
     pub(crate) cubes: Cubes,
     pub(crate) spawner: Arc<NodeSpawner>,
     pub(crate) life: u64,
+    /// When it began to serve: simulated milliseconds.
+    pub(crate) since_ms: u64,
     model: Option<Model>,
 }
 
@@ -105,7 +107,8 @@ impl Inner {
         let started = self.start_cubes(node, life, Arc::clone(&spawner)).await;
         match started {
             Ok((cubes, model)) if self.conditions.is_current(node, life) => {
-                let running = RunningNode { cubes, spawner, life, model };
+                let since_ms = self.conditions.now_ms();
+                let running = RunningNode { cubes, spawner, life, since_ms, model };
                 self.nodes().entry(node).or_default().running = Some(Arc::new(running));
                 self.conditions.note(&node_name(node), "serving", format_args!("life {life}"));
             }
@@ -172,6 +175,9 @@ impl Inner {
         .await?;
         let _ = cubes.set(started.clone());
         let model = self.start_model(node, &started).await?;
+        if let Some(parts) = self.scheduler_parts() {
+            started.schedule(parts).await?;
+        }
         started.keep_house(self.house_rules(), Vec::new()).await?;
         Ok((started, model))
     }
@@ -316,6 +322,8 @@ impl Faults for Points {
         let class = match point {
             "cube.decide" | "vectors.applied" | "vectors.build-begun" => FaultClass::CubePanic,
             "cube.hydrate" => FaultClass::HydratePanic,
+            "scheduler.event" => FaultClass::SchedulerPanic,
+            "scheduler.preload" => FaultClass::PreloadPanic,
             _ => {
                 self.conditions.note(&self.name, "reaches", point);
                 return;

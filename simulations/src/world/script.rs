@@ -140,6 +140,17 @@ impl Player {
                     Said { preamble: instructions(preamble), question, recalls, leaves_after };
                 self.chat(operation, step.id, scene, said).await;
             }
+            Action::Converse { scene, topic, leaves_after } => {
+                let question = format!("what about topic{topic}?");
+                let preamble = instructions(scene % 3);
+                let said = Said { preamble, question, recalls: true, leaves_after };
+                self.converse(step.id, scene, said).await;
+            }
+            Action::Type { scene, topic } => self.type_on(operation, scene, topic).await,
+            Action::Note { scene, topic, what } => {
+                self.note(operation, scene, topic, what).await;
+            }
+            Action::Flood { count } => self.flood(operation, count).await,
             Action::Preload { scene, pick } => self.preload(operation, scene, pick).await,
             Action::Freeze { pick } => self.freeze(operation, pick).await,
             Action::Erase => self.erase(operation).await,

@@ -65,6 +65,14 @@ impl Inner {
             probes,
             chats: std::mem::take(&mut *self.chats()),
             erased: std::mem::take(&mut *self.erased()),
+            replies: self.said_for_memory(),
+            decisions: std::mem::take(&mut *self.decisions()),
+            scenes: std::mem::take(&mut *self.scenes()),
+            tokens_per_minute: self
+                .plan
+                .scheduler
+                .as_ref()
+                .map_or(0, |plan| plan.tenant_tokens_per_minute),
             readings: self.witness.take(),
             residents: std::mem::take(
                 &mut *self.residents.lock().expect("invariant: no panic meanwhile"),
@@ -107,6 +115,9 @@ impl Inner {
         }
         if self.plan.models {
             probes.extend(self.probe_models(tenant, cube).await);
+        }
+        if self.plan.scheduler.is_some() {
+            probes.extend(self.probe_schedulers(tenant, cube).await);
         }
         // And a change, which the checkers then look for like for any other.
         let start = Instant::now();
@@ -185,6 +196,7 @@ impl Inner {
             }
         }
         self.look_at_queues(true);
+        self.look_at_scenes(true).await;
     }
 }
 

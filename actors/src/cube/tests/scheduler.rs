@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     scheduler::{
-        SchedulerParts,
+        SchedulerParts, SchedulerRules,
         log::{DecisionLog, DecisionRecord},
     },
     storage::blobs::tests::Objects,
@@ -53,11 +53,15 @@ impl Faults for Crashing {
 }
 
 async fn scheduling(environment: Environment) -> (Chatting, Arc<Noted>) {
+    scheduling_by(environment, SchedulerRules::default()).await
+}
+
+async fn scheduling_by(environment: Environment, rules: SchedulerRules) -> (Chatting, Arc<Noted>) {
     let store = Arc::new(InMemoryStore::default());
     let chatting = Chatting::over(store, Objects::new(), environment).await;
     let log = Arc::new(Noted::default());
     let written = Some(Arc::clone(&log) as Arc<dyn DecisionLog>);
-    let parts = SchedulerParts { log: written, ..SchedulerParts::default() };
+    let parts = SchedulerParts { rules, log: written };
     chatting.world.cubes.schedule(parts).await.expect("started");
     (chatting, log)
 }
@@ -145,6 +149,27 @@ async fn a_third_turn_finds_an_older_memory_in_place_and_the_timeline_tells_why(
     let last = noted.last().expect("decisions are logged");
     assert!(last.needed.contains(&known[1]) && !last.candidates.is_empty());
     chatting.check_rows(&cube, "after three turns").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_has_spent_its_tokens_has_nothing_computed_ahead() {
+    let rules = SchedulerRules { tenant_tokens_per_minute: 60, ..SchedulerRules::default() };
+    let (chatting, _) = scheduling_by(Environment::scripted(12), rules).await;
+    let (cube, _) = knowing(&chatting, "ann").await;
+    let mut talk = Talk::new("talk");
+    for topic in &TOPICS[..6] {
+        say(&cube, &mut talk, topic).await;
+        pause().await;
+    }
+    let entries = timeline(&cube, &talk).await.entries;
+    // A full bucket, most of a minute, and what the preload was above it that emptied it.
+    let mut computed: Vec<u64> = entries.iter().map(|entry| entry.computed_tokens).collect();
+    computed.sort_unstable();
+    let largest = computed.pop().expect("there are entries");
+    assert!(largest > 0 && computed.iter().sum::<u64>() <= 110, "{computed:?} {largest}");
+    let spent = entries.iter().filter(|entry| entry.state == PreloadState::Nothing);
+    assert!(spent.clone().count() > 0, "{entries:?}");
+    assert!(spent.into_iter().all(|entry| entry.detail.is_some()), "{entries:?}");
 }
 
 #[tokio::test(start_paused = true)]

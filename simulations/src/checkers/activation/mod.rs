@@ -162,7 +162,11 @@ fn check_readings(case: &Case<'_>, held: &Held, findings: &mut Findings) {
         });
         check_owners(reading, tenants.first().copied(), &mut owners, &place, findings);
         match (reading.occasion, prompt.turns().last()) {
-            (Occasion::Keep, _) => {}
+            (Occasion::Keep, _) => {
+                if let Some(chat) = known.first() {
+                    check_ahead(&prompt, chat, held, &place, findings);
+                }
+            }
             (Occasion::Reply, None) => {
                 findings.report(format!("{place}: it answers, and nobody has said anything"));
             }
@@ -263,6 +267,25 @@ fn check_prompt(prompt: &Prompt, chat: &ChatRecord, texts: &HeldTexts, findings:
         let lines: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
         format!("{cube}: the reply to `{asked}` names {told:?}, and its prompt holds {lines:?}")
     });
+}
+
+/// What is computed ahead, or kept, for a conversation holds memories of its own cube alone.
+fn check_ahead(
+    prompt: &Prompt,
+    chat: &ChatRecord,
+    held: &Held,
+    place: &str,
+    findings: &mut Findings,
+) {
+    let name = (chat.tenant.clone(), chat.cube.clone());
+    let texts = held.0.get(&name);
+    for line in prompt.lines().iter().filter(|line| line.is_whole) {
+        let was_held = texts.is_some_and(|texts| texts.lives_of(&line.text).next().is_some());
+        findings.expect(was_held, || {
+            let (cube, text) = (title(&name), &line.text);
+            format!("{place}: `{text}` is computed for {cube}, which never held it")
+        });
+    }
 }
 
 fn check_line(

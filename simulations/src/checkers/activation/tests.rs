@@ -340,3 +340,29 @@ fn rows_and_objects_that_are_wrong_are_seen() {
         assert!(found.iter().any(|line| line.contains(part)), "{part} in {found:?}");
     }
 }
+
+#[test]
+fn what_is_computed_ahead_is_of_its_cube() {
+    let mut talk = Talk::new();
+    let id = talk.scene.add(0, "mk1");
+    talk.chat("mk1t0c0 what about it?", &[id]);
+    let texts = [talk.scene.item(id).text, "somebody else's".to_owned()];
+    for (count, expected) in [(1, 0), (2, 1)] {
+        let mut tokens = talk.prompt(&texts[..count], "mk1t0c0 what about it?");
+        tokens.truncate(tokens.len() - talk.engine.open_reply().len());
+        let mut session = talk.engine.session();
+        for chunk in tokens.chunks(BLOCK_TOKENS) {
+            session.prefill(chunk, &Cancel::default()).expect("computed");
+        }
+        talk.read(&session, Occasion::Keep);
+        let scene = std::mem::replace(&mut talk.scene, Scene::new());
+        let mut evidence = scene.finish();
+        evidence.chats.clone_from(&talk.chats);
+        evidence.readings.clone_from(&talk.readings);
+        let told = verdict(&evidence);
+        assert_eq!(told.len(), expected, "{told:?}");
+        assert!(told.iter().all(|what| what.contains("which never held it")), "{told:?}");
+        let id = talk.scene.add(0, "mk1");
+        assert_eq!(talk.scene.item(id).text, texts[0]);
+    }
+}
