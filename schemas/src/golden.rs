@@ -39,6 +39,7 @@ use crate::{
     },
     node::{NodeRecord, NodeState},
     peer::{PeerAnswer, PeerBody, PeerCall, PeerFrame},
+    predictor::PredictorRecord,
     snapshot::{CubeSnapshot, Section, SectionKind, TailRecord},
 };
 
@@ -135,6 +136,13 @@ fn what_was_once_written_stays_readable() {
         items: 12,
         embedder: Some(ModelId::new("minilm-l6-v2@53aa5117").expect("valid")),
         snapshot: Some(SnapshotRef { blob: BlobId([7; 32]), version: Version(5) }),
+    });
+    check(&PredictorRecord {
+        generation: 2,
+        inputs: "last_turn constant".to_owned(),
+        weights: [vec![0.25, -5.5], vec![0.75, -5.0]],
+        turns: 41,
+        at_ms: 1_700_000_000_005,
     });
     check(&BlobRecord { state: BlobState::Live, bytes: 1 << 20, at_ms: 1_700_000_000_004 });
     check(&CubeSnapshot {

@@ -26,8 +26,8 @@ use crate::{
     defects::Defect,
     error::{Error, ErrorKind, Result},
     inference::{
-        Finished, GenerateRequest, InferenceHandle, LocalModel, Place, ReplyEvent, ReplyStream,
-        Sampling,
+        Cancel, Finished, GenerateRequest, InferenceHandle, LocalModel, Place, ReplyEvent,
+        ReplyStream, Sampling,
         activation_cache::{Lease, StoredBlock, chain::Chain},
         remote::RemoteHandle,
     },
@@ -185,6 +185,7 @@ impl CubeHandle {
                         stops: request.stops.clone(),
                         ms_max: request.ms_max,
                         is_cached: made.is_local,
+                        stop: Cancel::default(),
                     };
                     model.reply(made.lease, generate)
                 }
@@ -221,6 +222,16 @@ impl CubeHandle {
     /// # Errors
     /// As `chat`; `Unavailable` when another node owns the cube.
     pub async fn preload(&self, request: PreloadRequest) -> Result<PreloadOutcome> {
+        self.preload_until(request, &Cancel::default()).await
+    }
+
+    /// The same until it is stopped: then what is computed by then stays in the cache, and the
+    /// context is as it was.
+    pub(super) async fn preload_until(
+        &self,
+        request: PreloadRequest,
+        stop: &Cancel,
+    ) -> Result<PreloadOutcome> {
         let inference = self.model()?;
         let mut last = None;
         for _ in 0..TRIES_MAX {
@@ -241,6 +252,7 @@ impl CubeHandle {
                         stops: Vec::new(),
                         ms_max: request.ms_max,
                         is_cached: true,
+                        stop: stop.clone(),
                     };
                     model.preload(made.lease, generate).await
                 }
@@ -252,6 +264,9 @@ impl CubeHandle {
                 }
             };
             match computed {
+                Ok(_) if stop.is_set() => {
+                    return Err(Error::unavailable("the next turn came first"));
+                }
                 Ok(finished) => {
                     let kept = self.keep(&inference, record, &finished).await?;
                     let rebuilt = made.rebuilt;

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     directory::Cubes,
     error::{Error, Result},
+    inference::Cancel,
     tenant::TenantContext,
 };
 
@@ -144,14 +145,21 @@ impl Preloader {
         self.cube.cubes().inference().is_some() && self.cube.cubes().is_hot_here(self.key())
     }
 
-    /// Has something ready for the next turn; what was computed for it, if anything was.
+    /// Has something ready for the next turn, unless it is stopped before; what was computed for
+    /// it, if anything was.
     ///
     /// # Errors
     /// As `CubeHandle::preload`.
-    pub(crate) async fn preload(&self, message: PreloadMessage) -> Result<Option<PreloadOutcome>> {
+    pub(crate) async fn preload(
+        &self,
+        message: PreloadMessage,
+        stop: &Cancel,
+    ) -> Result<Option<PreloadOutcome>> {
         match message {
             PreloadMessage::Plaintext => Ok(None),
-            PreloadMessage::Activation(request) => self.cube.preload(request).await.map(Some),
+            PreloadMessage::Activation(request) => {
+                self.cube.preload_until(request, stop).await.map(Some)
+            }
             PreloadMessage::Parameter { adapter } => Err(Error::unavailable(format!(
                 "the adapter `{adapter}` cannot be attached: this language model takes none"
             ))),

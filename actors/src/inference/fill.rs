@@ -102,6 +102,8 @@ pub(super) struct Filling<'a> {
     pub(super) lease: &'a Lease,
     pub(super) chain: &'a Arc<Chain>,
     pub(super) stored: &'a BTreeMap<BlockKey, KvBlock>,
+    /// Set when what is computed ahead is not wanted any more.
+    pub(super) stop: &'a Cancel,
     pub(super) until: Until,
     /// How to choose the token after the prompt.
     pub(super) sampling: Option<(Sampling, u64)>,
@@ -137,19 +139,28 @@ impl Filling<'_> {
         let (key, chain) = (&self.lease.key, self.chain);
         let mut loading =
             Loading::start(self.cache, self.environment, key, chain, self.stored, missing);
-        while at < chain.blocks.len() {
+        while at < chain.blocks.len() && !self.is_stopped() {
             let brought = if at < usable {
                 self.bring_in(&mut filled, &mut loading, at, usable).await?
             } else {
                 0
             };
             if brought == 0 {
-                self.compute_or_load(&mut filled, &mut loading, at).await?;
+                match self.compute_or_load(&mut filled, &mut loading, at).await {
+                    // The session is as it was before the pass.
+                    Err(Trouble::Engine(EngineError::Cancelled)) if self.is_stopped() => break,
+                    computed => computed?,
+                }
             }
             at += brought.max(1);
         }
         filled.reuse.corrupt_blocks += loading.corrupt;
         Ok(filled)
+    }
+
+    /// Whether this is computed ahead, and nobody wants it any more.
+    fn is_stopped(&self) -> bool {
+        self.until.urgency == Urgency::Preload && self.stop.is_set()
     }
 
     /// The session to go on with, or a new one.
@@ -382,9 +393,13 @@ impl Filling<'_> {
                     pass.set();
                     computing.await?
                 }
+                () = self.stop.cancelled() => {
+                    pass.set();
+                    computing.await?
+                }
             };
-            let made_way = matches!(computed.1, Err(EngineError::Cancelled)) && !cancel.is_set();
-            if !made_way {
+            let is_over = cancel.is_set() || self.stop.is_set();
+            if is_over || !matches!(computed.1, Err(EngineError::Cancelled)) {
                 return Ok(computed);
             }
             self.environment.reach("inference.made-way", "");

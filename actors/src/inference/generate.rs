@@ -295,6 +295,7 @@ impl Job {
             lease: &self.lease,
             chain: &self.request.chain,
             stored: &self.request.stored,
+            stop: &self.request.stop,
             until: self.until.clone(),
             sampling,
             repair_tokens: self.inference.segment_repair_tokens,
@@ -414,7 +415,9 @@ impl Job {
             return Vec::new();
         }
         let chain = Arc::clone(&self.request.chain);
-        let exact = &self.request.chain.blocks[..composed_from.unwrap_or(chain.blocks.len())];
+        let held = session.tokens();
+        let filled = chain.blocks.iter().take_while(|block| block.span.end <= held).count();
+        let exact = &self.request.chain.blocks[..composed_from.unwrap_or(filled).min(filled)];
         let exact_tokens = exact.last().map_or(0, |block| block.span.end);
         // Too late for an answer is not too late for this. It is short.
         let urgency = Urgency::Foreground;

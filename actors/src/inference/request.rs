@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{
     activation_cache::{ChainBlock, chain::Chain},
-    engine::{KvBytes, Sampling},
+    engine::{Cancel, KvBytes, Sampling},
     fill::Reuse,
 };
 use crate::error::{Error, Result};
@@ -32,6 +32,9 @@ pub struct GenerateRequest {
     /// Whether what is cached is used, and what is computed is kept. Not for a cube of another
     /// node: this one would not hear when a memory of it is forgotten.
     pub is_cached: bool,
+    /// Set when what is computed ahead is not wanted any more: it ends then, and what is there is
+    /// kept. Replies do not look at it.
+    pub stop: Cancel,
 }
 
 /// Why a reply ended.

@@ -55,6 +55,7 @@ impl World {
             stops: Vec::new(),
             ms_max: REPLY_MS_DEFAULT,
             is_cached: true,
+            stop: Cancel::default(),
         }
     }
 

@@ -34,9 +34,12 @@ use crate::{
     defects::Defect,
     directory::{Cubes, Shared as Node},
     environment::Environment,
+    inference::Cancel,
     metrics as names,
 };
 
+/// How long a thought that is over may take to put things back.
+const STOPPED_WITHIN: Duration = Duration::from_millis(500);
 /// Inputs after which other messages have their turn.
 const INPUTS_AT_ONCE: usize = 64;
 /// Conversations of one shard.
@@ -338,14 +341,19 @@ async fn run(
         let (scene, found) = (key.clone(), Box::new(found));
         door.tell(ShardMessage::Found { scene, number, found });
     };
-    let thinker = Thinker { shared, cubes, key: &key, preloader };
+    let stop = Cancel::default();
+    let thinker = Thinker { shared, cubes, key: &key, preloader, stop: stop.clone() };
+    let mut thinking = std::pin::pin!(thinker.think(&mut thought, tell));
     tokio::select! {
         biased;
         _ = cancelled => {
+            stop.set();
+            // What is in the model's session by now goes back to where the turn looks for it.
+            let _ = tokio::time::timeout(STOPPED_WITHIN, thinking).await;
             if shared.environment.plants(Defect::LeakedPreload) {
                 std::future::pending::<()>().await;
             }
         }
-        entry = thinker.think(&mut thought, tell) => ending.entry = Some(entry),
+        entry = &mut thinking => ending.entry = Some(entry),
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     embedder::{EmbedderHandle, Priority},
     environment::Environment,
     error::Result,
-    inference::InferenceHandle,
+    inference::{Cancel, InferenceHandle},
     metrics as names,
 };
 
@@ -108,6 +108,8 @@ pub(super) struct Thinker<'a> {
     pub(super) cubes: Cubes,
     pub(super) key: &'a SceneKey,
     pub(super) preloader: Preloader,
+    /// Set when the turn that is thought about has come.
+    pub(super) stop: Cancel,
 }
 
 /// A decision, and what it rests on.
@@ -146,7 +148,7 @@ impl Thinker<'_> {
             return SceneEntry { took_us: took_us(), ..entry };
         }
         let preload_us = self.shared.environment.monotonic_us();
-        let preloaded = self.preloader.preload(message).await;
+        let preloaded = self.preloader.preload(message, &self.stop).await;
         let preload_us = self.shared.environment.monotonic_us().saturating_sub(preload_us);
         entry = match preloaded {
             Ok(outcome) => {
