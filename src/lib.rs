@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod import;
 pub mod inference;
 pub mod node;
+pub mod replay;
 pub mod settings;
 pub mod storage;
 pub mod telemetry;

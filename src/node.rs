@@ -182,7 +182,6 @@ impl NodeBuilder {
             Some(index) => Some(index),
             None => open_vectors(&settings, &environment).await?,
         };
-        let vectors = vectors.map(|index| vector_parts(&settings, index));
         let blobs = blob_parts(&settings, objects, seal)?;
         let cubes = Cubes::start(NodeParts {
             store: Arc::clone(&store),
@@ -193,7 +192,7 @@ impl NodeBuilder {
             hot_cubes_max: settings.cube.hot_cubes_max,
             jobs: JobRules::default(),
             cluster,
-            vectors,
+            vectors: vectors.map(|index| vector_parts(&settings, index)),
             blobs,
         })
         .await?;

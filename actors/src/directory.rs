@@ -163,6 +163,10 @@ impl fmt::Debug for Cubes {
     }
 }
 
+fn fixed_map<V>() -> DashMap<CubeKey, V, FixedHasher> {
+    DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS)
+}
+
 /// Who writes snapshots into the blobs of a node, and who sweeps them.
 fn start_blobs(
     parts: BlobParts,
@@ -180,8 +184,7 @@ impl Cubes {
     /// # Errors
     /// `Internal` when an actor cannot be started.
     pub async fn start(parts: NodeParts) -> Result<Self> {
-        let directory: Arc<Directory> =
-            Arc::new(DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS));
+        let directory: Arc<Directory> = Arc::new(fixed_map());
         let NodeParts { store, environment, embedder, node, cluster, vectors, blobs, .. } = parts;
         let (feed, store) = EventFeed::start(store, environment.clone()).await?;
         let jobs = JobsHandle::start(environment.clone(), parts.jobs).await?;
@@ -225,13 +228,12 @@ impl Cubes {
             }
             None => None,
         };
-        let routes = DashMap::with_hasher_and_shard_amount(FixedHasher::default(), SHARDS);
         let shared = Arc::new(Shared {
             directory,
             host,
             cluster,
             views,
-            routes,
+            routes: fixed_map(),
             hydrator,
             store,
             environment,

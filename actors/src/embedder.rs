@@ -74,6 +74,7 @@ pub(crate) struct Job {
     texts: Vec<String>,
     priority: Priority,
     reply: oneshot::Sender<Result<Vec<Embedding>>>,
+    places: QueuedTexts,
 }
 
 pub(crate) enum EmbedderMessage {
@@ -90,27 +91,6 @@ pub(crate) enum EmbedderMessage {
 pub(crate) struct Place {
     job: JobId,
     index: usize,
-}
-
-/// Texts that count as waiting, until whoever asked has the answer or has gone away.
-struct Queued {
-    all: Arc<AtomicUsize>,
-    count: usize,
-    /// Whether there are too many with them.
-    is_over: bool,
-}
-
-impl Queued {
-    fn put(all: &Arc<AtomicUsize>, count: usize) -> Self {
-        let is_over = all.fetch_add(count, Ordering::AcqRel) + count > EMBED_QUEUE_TEXTS_MAX;
-        Self { all: Arc::clone(all), count, is_over }
-    }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.count, Ordering::AcqRel);
-    }
 }
 
 /// The front door of the embedder. Cheap to clone.
@@ -155,17 +135,12 @@ impl EmbedderHandle {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let queued = Queued::put(&self.queued_texts, count);
-        if queued.is_over {
-            return Err(Error::overloaded("the embedder's queue", 1_000));
-        }
+        let places = QueuedTexts::take(&self.queued_texts, count)?;
         let (reply, answer) = oneshot::channel();
-        let sent = self.actor.cast(EmbedderMessage::Embed(Job { texts, priority, reply }));
+        let job = Job { texts, priority, reply, places };
         let stopped = || Error::unavailable("the embedder has stopped; restart memcube");
-        match sent {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err(stopped())),
-            Err(_) => Err(stopped()),
-        }
+        self.actor.cast(EmbedderMessage::Embed(job)).map_err(|_| stopped())?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Whether the embedder takes texts.
@@ -195,6 +170,29 @@ impl EmbedderHandle {
     }
 }
 
+/// Places in the queue. They go with the texts, and not with whoever waits for them: a caller that
+/// goes away leaves its texts behind.
+struct QueuedTexts {
+    queued: Arc<AtomicUsize>,
+    count: usize,
+}
+
+impl QueuedTexts {
+    fn take(queued: &Arc<AtomicUsize>, count: usize) -> Result<Self> {
+        let places = Self { queued: Arc::clone(queued), count };
+        if queued.fetch_add(count, Ordering::AcqRel) + count > EMBED_QUEUE_TEXTS_MAX {
+            return Err(Error::overloaded("the embedder's queue", 1_000));
+        }
+        Ok(places)
+    }
+}
+
+impl Drop for QueuedTexts {
+    fn drop(&mut self) {
+        self.queued.fetch_sub(self.count, Ordering::AcqRel);
+    }
+}
+
 struct EmbedderActor;
 
 struct Pending {
@@ -202,6 +200,7 @@ struct Pending {
     vectors: Vec<Option<Embedding>>,
     missing: usize,
     reply: oneshot::Sender<Result<Vec<Embedding>>>,
+    places: QueuedTexts,
 }
 
 struct Queues {
@@ -265,8 +264,9 @@ impl Queues {
         queue.extend((0..count).map(|index| Place { job: id, index }));
         metrics::counter!(names::EMBEDDED_TEXTS_TOTAL, "priority" => job.priority.label())
             .increment(count as u64);
-        let Job { texts, reply, .. } = job;
-        let pending = Pending { texts, vectors: vec![None; count], missing: count, reply };
+        let Job { texts, reply, places, .. } = job;
+        let (vectors, missing) = (vec![None; count], count);
+        let pending = Pending { texts, vectors, missing, reply, places };
         self.jobs.insert(id, pending);
     }
 
@@ -311,8 +311,9 @@ impl Queues {
             Ok(embeddings) => embeddings,
             Err(error) => {
                 for place in places {
-                    if let Some(pending) = self.jobs.remove(&place.job) {
-                        let _ = pending.reply.send(Err(error.clone()));
+                    if let Some(Pending { reply, places, .. }) = self.jobs.remove(&place.job) {
+                        drop(places);
+                        let _ = reply.send(Err(error.clone()));
                     }
                 }
                 return;
@@ -325,7 +326,10 @@ impl Queues {
             if pending.missing == 0
                 && let Some(done) = self.jobs.remove(&place.job)
             {
-                let _ = done.reply.send(Ok(done.vectors.into_iter().flatten().collect()));
+                let Pending { vectors, reply, places, .. } = done;
+                // Before the answer, so that whoever has it finds the queue empty.
+                drop(places);
+                let _ = reply.send(Ok(vectors.into_iter().flatten().collect()));
             }
         }
     }
@@ -407,22 +411,21 @@ impl ScriptedEmbedder {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use std::time::Duration;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_goes_away_leaves_no_place_taken() {
+    async fn a_caller_that_goes_away_leaves_no_place_taken() {
         let model = Arc::new(ScriptedEmbedder::new(8));
-        let embedder = EmbedderHandle::spawn(model, Environment::scripted(1)).await;
-        let embedder = embedder.expect("started");
-        let texts = || vec!["the sea".to_owned(), "the shore".to_owned()];
-        let mut asked = Box::pin(embedder.embed(texts(), Priority::Bulk));
-        assert!((&mut asked).now_or_never().is_none());
-        assert_eq!(embedder.queue().depth, 2);
-        drop(asked);
+        let embedder = EmbedderHandle::spawn(model, Environment::scripted(1)).await.expect("up");
+        let text = || vec!["a text".to_owned(), "another".to_owned()];
+        for priority in [Priority::Query, Priority::Bulk] {
+            let asked = embedder.embed(text(), priority);
+            // Long enough to be asked, and too short for an answer.
+            assert!(tokio::time::timeout(Duration::ZERO, asked).await.is_err());
+        }
+        assert_eq!(embedder.embed(text(), Priority::Bulk).await.expect("answered").len(), 2);
         assert_eq!(embedder.queue().depth, 0);
-        let embedded = embedder.embed(texts(), Priority::Bulk).await.expect("embedded");
-        assert_eq!((embedded.len(), embedder.queue().depth), (2, 0));
     }
 }

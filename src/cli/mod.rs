@@ -16,6 +16,7 @@ mod memories;
 mod nodes;
 mod options;
 mod output;
+mod replay;
 mod restore;
 mod running;
 mod serve;
@@ -88,6 +89,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Print the description of the HTTP interface (OpenAPI, JSON).
     Openapi,
+    /// Try other policies of preloading on what a server has logged.
+    Replay(replay::ReplayArgs),
     /// Measure recall and speed.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -127,6 +130,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Vectors(command) => vectors::run(&options, command)?,
         Command::Doctor(args) => return doctor::run(&options, &args),
         Command::Openapi => output::json_pretty(&crate::gateway::openapi_document())?,
+        Command::Replay(args) => replay::run(&options, args)?,
         Command::Bench(command) => bench::run(&options, command)?,
         Command::Sim(args) => return sim::run(&args),
     }
@@ -177,6 +181,7 @@ mod tests {
             "memcube jobs --resume blocks",
             "memcube doctor --json",
             "memcube openapi --json",
+            "memcube replay --log d.jsonl --policy last-three --policy predictor --resident 50",
             "memcube bench recall --data in --out out.jsonl --threads 1",
             "memcube bench recall-speed --items 10 --items 20 --queries 5",
             "memcube bench ingest --data f.jsonl",
@@ -205,6 +210,9 @@ mod tests {
             "memcube backup verify",
             "memcube backup --to x verify --from x",
             "memcube restore",
+            "memcube replay",
+            "memcube replay --log d.jsonl --policy nonsense",
+            "memcube replay --log d.jsonl --resident 0",
             "memcube restore --from x --as y",
             "memcube cube hand-over me",
             "memcube jobs --pause a --resume b",

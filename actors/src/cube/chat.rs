@@ -294,6 +294,7 @@ impl CubeHandle {
             turns: request.turns.clone(),
             message: Some(request.message.clone()),
             memories,
+            is_complete: request.recall.is_some(),
             // At least half of the window is for the prompt, whatever the reply may need.
             tokens_max: (window_tokens - request.tokens_max.min(window_tokens / 2))
                 .saturating_sub(1),
@@ -332,6 +333,7 @@ impl CubeHandle {
             turns: request.turns.clone(),
             message: None,
             memories,
+            is_complete: false,
             // A quarter is left for what is said and answered.
             tokens_max: window_tokens / 4 * 3,
             now_ms: self.cubes().environment().unix_ms(),

@@ -2,7 +2,8 @@
 //! Pure.
 //!
 //! Invariant: a context only grows at its end, so that what was computed for it is an exact prefix
-//! of the next prompt. It is laid out anew only where something in it is gone: a memory, a turn
+//! of the next prompt. Only memories at the very end, which were computed ahead and which the turn
+//! that came has no use for, go again: then less of it is a prefix. It is laid out anew only where something in it is gone: a memory, a turn
 //! that the caller no longer sends, or room in the window.
 
 mod messages;
@@ -74,6 +75,8 @@ pub(crate) struct Wanted {
     pub(crate) message: Option<ChatTurn>,
     /// Memories that this turn has a use for, best first.
     pub(crate) memories: Vec<Arc<MemoryItem>>,
+    /// Whether these are all: what was computed ahead for others is not needed then.
+    pub(crate) is_complete: bool,
     /// Tokens that the prompt may have.
     pub(crate) tokens_max: usize,
     pub(crate) now_ms: i64,
@@ -161,9 +164,15 @@ pub(crate) fn lay_out<R: Renderer + ?Sized>(
         Some((record, items)) => resume(record, items, wanted),
         None => begin(wanted, 0),
     };
-    plan.want(&wanted.memories);
-    if let Some(message) = &wanted.message {
-        plan.parts.push(Part::Turn(message.clone()));
+    match &wanted.message {
+        Some(message) => {
+            if wanted.is_complete {
+                plan.drop_unwanted_end(&wanted.memories.iter().map(|item| item.id).collect());
+            }
+            plan.want(&wanted.memories);
+            plan.parts.push(Part::Turn(message.clone()));
+        }
+        None => plan.expect(&wanted.memories),
     }
     finish(conversation, plan, wanted, renderer)
 }
@@ -182,15 +191,13 @@ pub(crate) fn lay_out_anew<R: Renderer + ?Sized>(
     let turn = record.turn;
     let kept = record.memories().filter(|memory| memory.wanted_at + STALE_AFTER_TURNS >= turn);
     let mut placed: Vec<Placed> = kept.filter_map(|memory| current(memory, items)).collect();
-    let held: BTreeSet<MemoryId> = placed.iter().map(|memory| memory.item.id).collect();
-    let new = wanted.memories.iter().filter(|item| !held.contains(&item.id));
-    placed.extend(new.map(|item| Placed::new(Arc::clone(item), turn)));
     placed.sort_by_key(|memory| memory.item.id);
     let mut plan = begin(wanted, turn);
     if !placed.is_empty() {
         plan.parts.insert(1, Part::Memories(placed));
     }
     plan.sealed = plan.parts.len();
+    plan.expect(&wanted.memories);
     finish(conversation, plan, wanted, renderer)
 }
 

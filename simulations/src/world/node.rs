@@ -158,12 +158,7 @@ impl Inner {
         let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
         let vectors = self.vector_parts(node, life, &environment);
         let started = Cubes::start(NodeParts {
-            blobs: Some(BlobParts {
-                objects: Arc::new(self.blobs.handle(node, life)),
-                seal: Arc::new(Plain),
-                grace_ms: draw("grace", 2_000, 20_000),
-                snapshot_items_min: usize::try_from(draw("snapshot", 1, 12)).unwrap_or(12),
-            }),
+            blobs: Some(self.blob_parts(node, life)),
             store: self.store.handle(node, life, incarnation),
             environment,
             embedder: Some(embedder),
@@ -197,6 +192,17 @@ impl Inner {
                 cold_cube_items_min: draw("cold", 0, 6),
             },
         })
+    }
+
+    /// Where the large bytes of a node lie.
+    fn blob_parts(&self, node: u32, life: u64) -> BlobParts {
+        let draw = |what: &str, low: u64, high: u64| low + self.dice.below(what, 0, high - low + 1);
+        BlobParts {
+            objects: Arc::new(self.blobs.handle(node, life)),
+            seal: Arc::new(Plain),
+            grace_ms: draw("grace", 2_000, 20_000),
+            snapshot_items_min: usize::try_from(draw("snapshot", 1, 12)).unwrap_or(12),
+        }
     }
 
     /// Starts the language model of a node, if nodes have one. Its tiers are small, so that things

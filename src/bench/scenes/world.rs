@@ -46,6 +46,8 @@ const TYPING_EVERY: Duration = Duration::from_millis(500);
 const TYPED_LAST: f64 = 0.9;
 /// Messages of one add.
 const ADDED_AT_ONCE: usize = 64;
+/// A node that computes longer than this after a turn does not come to an end.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// Words of what is computed while somebody else asks, and of what they ask.
 const DISTURBING_WORDS: usize = 1_500;
 const ASKED_WORDS: usize = 150;
@@ -324,12 +326,17 @@ impl Place {
 
     /// Waits until nothing is computed ahead any more.
     async fn settle(&self) -> Result<()> {
-        let tenant = tenant()?;
+        let begun = Instant::now();
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            self.cubes.jobs().idle(Some(tenant.tenant())).await;
-            if self.cubes.queues().iter().all(|queue| queue.depth == 0) {
+            let tenant = tenant()?;
+            let jobs = self.cubes.jobs().status(Some(tenant.tenant())).total();
+            let busy = self.cubes.queues().into_iter().find(|queue| queue.depth > 0);
+            if busy.is_none() && jobs.waiting == 0 && jobs.running == 0 {
                 return Ok(());
+            }
+            if begun.elapsed() > SETTLED_WITHIN {
+                return Err(Error::internal(format!("the node finds no rest: {busy:?}, {jobs:?}")));
             }
         }
     }

@@ -11,6 +11,11 @@ use memcube_schemas::{
 
 use super::{ChatTurn, Wanted, index, record::digest};
 
+/// Of the memories that may be wanted, so many of the likeliest are parts of their own, and so many
+/// of the others are one part: every part takes some tokens for its beginning and its end.
+const EXPECTED_ALONE: usize = 4;
+const EXPECTED_TOGETHER: usize = 4;
+
 /// One part of a prompt.
 #[derive(Debug, Clone)]
 pub(crate) enum Part {
@@ -117,6 +122,25 @@ impl Plan {
         missing.dedup_by_key(|placed| placed.item.id);
         if !missing.is_empty() {
             self.parts.push(Part::Memories(missing));
+        }
+    }
+
+    /// Appends memories that may be wanted, likeliest first, in small parts: of those behind the
+    /// last one that turns out to be wanted, nothing is left then.
+    pub(super) fn expect(&mut self, memories: &[Arc<MemoryItem>]) {
+        let (first, rest) = memories.split_at(memories.len().min(EXPECTED_ALONE));
+        for part in first.chunks(1).chain(rest.chunks(EXPECTED_TOGETHER)) {
+            self.want(part);
+        }
+    }
+
+    /// Takes out what stands at the end because it might have been wanted, and is not.
+    pub(super) fn drop_unwanted_end(&mut self, wanted: &BTreeSet<MemoryId>) {
+        while self.parts.len() > self.sealed
+            && let Some(Part::Memories(memories)) = self.parts.last()
+            && !memories.iter().any(|placed| wanted.contains(&placed.item.id))
+        {
+            self.parts.pop();
         }
     }
 

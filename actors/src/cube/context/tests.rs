@@ -48,6 +48,7 @@ pub(super) fn wanted(turns: &[ChatTurn], message: &str, memories: &[u64]) -> Wan
         turns: turns.to_vec(),
         message: Some(turn(Role::User, message)),
         memories: memories.iter().map(|number| item(*number, 1)).collect(),
+        is_complete: true,
         tokens_max: 8_000,
         now_ms: 0,
     }
@@ -90,6 +91,41 @@ fn a_prompt_reads_as_it_should() {
     assert_eq!(read(&engine, &second.prompt.tokens), expected);
     let used = second.memories.iter().map(|used| (used.was_preloaded, used.is_wanted));
     assert_eq!(used.collect::<Vec<_>>(), [(true, false), (true, true), (false, true)]);
+}
+
+#[test]
+fn what_was_expected_and_is_not_wanted_goes_from_the_end_and_nothing_else_moves() {
+    let mut record = next(None, &wanted(&[], "hello", &[1])).record;
+    replied(&mut record, "hi", 1);
+    let turns = [turn(Role::User, "hello"), turn(Role::Assistant, "hi")];
+    let expected = [9, 8, 7, 6, 2, 3, 4, 5];
+    let ahead = Wanted { message: None, ..wanted(&turns, "", &expected) };
+    let ahead = next(Some(&record), &ahead);
+    let ids = |memories: &[UsedMemory]| -> Vec<u8> {
+        memories.iter().map(|used| used.source.id.as_bytes()[5]).collect()
+    };
+    // Wanted memories; those that are shown; how many of the tokens were computed ahead.
+    let base = next(Some(&record), &Wanted { message: None, ..wanted(&turns, "", &[]) });
+    let shared = |one: &[Token], other: &[Token]| {
+        one.iter().zip(other).take_while(|(one, other)| one == other).count()
+    };
+    let table: [(&[u64], &[u8]); 5] = [
+        (&[], &[1]),
+        (&[1], &[1]),
+        (&[8], &[1, 9, 8]),
+        (&[9, 12], &[1, 9, 12]),
+        (&[3], &[1, 9, 8, 7, 6, 2, 3, 4, 5]),
+    ];
+    for (memories, shown) in table {
+        let asked = wanted(&turns, "who?", memories);
+        let laid = next(Some(&ahead.record), &asked);
+        assert_eq!(ids(&laid.memories), shown, "{memories:?}");
+        let common = shared(&laid.prompt.tokens, &ahead.prompt.tokens);
+        assert!(common >= base.prompt.tokens.len(), "{memories:?}: {common}");
+        // Without recall, all that is there may be of use.
+        let kept = next(Some(&ahead.record), &Wanted { is_complete: false, ..asked });
+        assert!(kept.memories.len() >= 9, "{memories:?}");
+    }
 }
 
 #[test]

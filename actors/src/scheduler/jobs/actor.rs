@@ -1,8 +1,9 @@
 //! Runs jobs.
 //!
-//! Receives: that there may be something to begin, and the ends of jobs. Sends: jobs to tasks of
-//! their own. Owns: the places of jobs that run. Which of them wait stands on the board that it
-//! shares with the handles, so that nobody waits for this actor to submit a job or to look.
+//! Receives: that there may be something to begin, and the ends of jobs.
+//! Sends: jobs to tasks of their own.
+//! Owns: the places of jobs that run. Which of them wait stands on the board that it shares with
+//! the handles, so that nobody waits for this actor to submit a job or to look.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 

@@ -137,8 +137,9 @@ impl JobsHandle {
     /// Takes a job in. Of two jobs of one tenant and kind with the same name, one waits: the second
     /// is dropped, and the id of the first returned. Never waits.
     ///
-    /// # Errors `Overloaded` when too many jobs of the tenant, or of all, wait; `Invalid` when its
-    /// name is too long or it has no time; `Unavailable` when the node stops.
+    /// # Errors
+    /// `Overloaded` when too many jobs of the tenant, or of all, wait; `Invalid` when its name is
+    /// too long or it has no time; `Unavailable` when the node stops.
     pub fn submit(&self, job: Job) -> Result<JobId> {
         let now = self.shared.now();
         let id = self.shared.board().submit(job, now)?;
