@@ -376,6 +376,7 @@ mod tests {
             scenario: "toy".to_owned(),
             vectors: false,
             models: false,
+            scheduler: None,
             seed: 1,
             nodes: 5,
             seconds: 30,

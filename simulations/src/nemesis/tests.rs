@@ -121,6 +121,8 @@ fn intensities_are_a_swarm_within_their_bounds() {
             "model-change" | "disk-lost" => (200, 799),
             "cube-panic" | "hydrate-panic" | "device-panic" | "fdb-recovery"
             | "fdb-slow-version" => (1, 8),
+            "scheduler-panic" => (1, 20),
+            "preload-panic" => (10, 109),
             _ => (2, 80),
         };
         assert!(drawn.iter().all(|value| (low..=high).contains(value)), "{class:?}");

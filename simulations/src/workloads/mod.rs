@@ -61,7 +61,7 @@ pub const CATALOGUE: &[Workload] = &[
     },
     Workload {
         name: "scheduler",
-        about: "conversations whose next turns are prepared, by schedulers that crash and are flooded",
+        about: "next turns of talks are prepared by schedulers that crash and are flooded",
         draw: scheduler::draw,
     },
 ];

@@ -6,7 +6,9 @@
 
 mod chat;
 mod client;
+mod converse;
 mod cube;
+mod events;
 mod follow;
 mod node;
 mod scheduler;
@@ -32,7 +34,7 @@ pub use self::{
     client::{CallError, Client},
     cube::Cube,
 };
-pub(crate) use self::{follow::CONSUMER, scheduler::Reply};
+pub(crate) use self::{converse::Reply, follow::CONSUMER};
 use crate::{
     blobs::SimBlobs,
     checkers,

@@ -1,4 +1,4 @@
-//! The scheduler: what callers tell it, what it decides, what it did, and whether it still works.
+//! The schedulers of the nodes: what they decide, what they did, and whether they still work.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,13 +6,8 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, join_all},
-};
 use memcube_actors::{
-    Cubes, Error, TenantContext,
-    cube::{ChatRequest, ChatTurn, ConverseRequest, SearchRequest, TurnEvent, TurnStream},
+    cube::ChatTurn,
     scheduler::{
         FollowedScene, SchedulerParts, SchedulerRules,
         jobs::JobKind,
@@ -20,50 +15,28 @@ use memcube_actors::{
     },
 };
 use memcube_schemas::{
-    ConversationId, CubeId, NodeId, RequestId, TenantId,
-    conversation::{ConversationEvent, ConversationEventKind, Role},
+    CubeId, NodeId, TenantId,
+    conversation::Role,
     limits::JOBS_WAITING_PER_TENANT_MAX,
     scene::{PreloadState, SceneTimeline},
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Client, Cube, Inner, PROBER,
+    Inner, PROBER,
     chat::{Said, conversation, instructions},
-    client::{Attempt, TRIES_BITS},
+    client::TRIES_BITS,
+    converse::{Reply, Turn},
     node::RunningNode,
-    script::{Known, Player},
     verdict::{PROBE_PATIENCE, millis},
 };
 use crate::{
-    clock::START_UNIX_MS,
-    evidence::{ChatRecord, Heard, Probe, QueueSample, SceneSample, Violation},
-    history::{Call, Outcome},
+    evidence::{Probe, QueueSample, SceneSample},
     network::node_name,
-    plan::Happening,
 };
 
-/// Nodes that are tried with a turn.
-const TRIES: u64 = 3;
-/// How long a turn may take.
-const TURN_MS_MAX: u64 = 6_000;
-/// Tokens of a reply.
-const REPLY_TOKENS_MAX: usize = 24;
-/// Memories that a turn looks for.
-const RECALLED: usize = 5;
-/// Turns that a caller still sends; then the oldest are forgotten.
-const TURNS_MAX: usize = 14;
-/// What distinguishes messages of turns and of events from those of other calls.
-const OF_TURN: u64 = 1 << 60;
-const OF_EVENT: u64 = 1 << 59;
-/// How long a caller minds what becomes of its events.
-const EVENTS_PATIENCE: Duration = Duration::from_secs(3);
-/// Milliseconds between two pieces of what is typed.
-const TYPES_EVERY_MS: u64 = 120;
-/// By how much an event may come too late, in milliseconds.
-const LATE_MS_MAX: u64 = 1_500;
 /// How often what was done for conversations is looked at.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a node that runs may take to say it.
 const LOOK_PATIENCE: Duration = Duration::from_millis(500);
 /// Conversation of the probes.
@@ -90,15 +63,6 @@ impl DecisionLog for Decisions {
         }
         world.decisions().push(record);
     }
-}
-
-/// What a model said to a turn that was to be remembered, as far as it came: nobody but the node
-/// may ever have known it.
-#[derive(Debug, Clone)]
-pub(crate) struct Reply {
-    pub(crate) tenant: TenantId,
-    pub(crate) cube: CubeId,
-    pub(crate) text: String,
 }
 
 impl Inner {
@@ -290,315 +254,4 @@ async fn timeline(
         known.tenant == *tenant && known.cube == *cube && known.conversation == name
     };
     Ok(followed.into_iter().find(is_it).map(|known| known.timeline).unwrap_or_default())
-}
-
-/// A turn and what was said before.
-struct Turn {
-    scene: u32,
-    turns: Vec<ChatTurn>,
-    said: Said,
-}
-
-impl Cube {
-    /// Says something once, at one node, to be remembered; returns what was said and heard, and the
-    /// memory that it became.
-    async fn converse_once(
-        &self,
-        node: u32,
-        id: u64,
-        marker: String,
-        turn: &Turn,
-    ) -> Result<(ChatTurn, Heard, Option<memcube_schemas::MemoryId>), String> {
-        let Turn { scene, turns, said } = turn;
-        let Said { preamble, question, leaves_after, .. } = said.clone();
-        let text = format!("{marker} {question}");
-        let message = ChatTurn::new(Role::User, text.clone());
-        let Client { world, number: client, context } = &self.client;
-        let tenant = context.tenant().clone();
-        let record = ChatRecord {
-            tenant: tenant.clone(),
-            cube: self.id.clone(),
-            preamble: preamble.clone(),
-            turns: turns.clone(),
-            message: message.clone(),
-            invoked: world.moment(),
-            returned: None,
-            heard: None,
-        };
-        let operation = self.invoke(Call::Add { marker });
-        let chat = world.begin_chat(*client, record);
-        let conversation = conversation(*scene).ok_or("no conversation has this name")?;
-        let search = SearchRequest { top_k: RECALLED, ..SearchRequest::new(question) };
-        let request = ChatRequest {
-            preamble,
-            turns: turns.clone(),
-            recall: Some(search),
-            tokens_max: REPLY_TOKENS_MAX,
-            ms_max: TURN_MS_MAX,
-            ..ChatRequest::new(conversation, text)
-        };
-        let (cube, seen) = (self.id.clone(), Arc::clone(world));
-        let work = move |cubes: Cubes,
-                         context: TenantContext|
-              -> BoxFuture<'static, Result<(Heard, Outcome), Error>> {
-            let cube = cubes.cube(&context, cube.clone());
-            let reply = Reply {
-                tenant: context.tenant().clone(),
-                cube: cube.id().clone(),
-                text: String::new(),
-            };
-            let (seen, request) = (Arc::clone(&seen), ConverseRequest::new(request.clone()));
-            Box::pin(async move {
-                let stream = cube.converse(request).await?;
-                listen(&seen, stream, reply, leaves_after).await
-            })
-        };
-        let answered = match self.client.attempt(node, id | OF_TURN, &work).await {
-            Attempt::Answer(Ok(answered)) => Ok(answered),
-            Attempt::Answer(Err(error)) => {
-                let _ = self.client.judge(&error);
-                Err((Outcome::Unknown { reason: error.to_string() }, error.to_string()))
-            }
-            Attempt::NoEffect(reason) => Err((Outcome::Refused { reason: reason.clone() }, reason)),
-            Attempt::Silence(reason) => Err((Outcome::Unknown { reason: reason.clone() }, reason)),
-        };
-        let (outcome, heard) = match answered {
-            Ok((heard, outcome)) => (outcome, Ok(heard)),
-            Err((outcome, reason)) => (outcome, Err(reason)),
-        };
-        let made = match &outcome {
-            Outcome::Added { id, .. } => Some(*id),
-            _ => None,
-        };
-        self.answer(operation, outcome);
-        world.end_chat(*client, chat, heard.clone());
-        heard.map(|heard| (message, heard, made))
-    }
-}
-
-/// Reads a turn, or the first pieces of it.
-async fn listen(
-    world: &Inner,
-    mut stream: TurnStream,
-    reply: Reply,
-    leaves_after: Option<u32>,
-) -> Result<(Heard, Outcome), Error> {
-    let opening = stream.opening();
-    let mut heard = Heard {
-        text: String::new(),
-        memories: opening.memories.clone(),
-        turns_left_out: opening.turns_left_out,
-        is_whole: false,
-    };
-    let mut outcome = Outcome::Unknown { reason: "the caller went away".to_owned() };
-    let number = {
-        let mut replies = world.replies();
-        replies.push(reply);
-        replies.len() - 1
-    };
-    let mut pieces = 0;
-    while let Some(event) = stream.next().await {
-        match event? {
-            TurnEvent::Text(text) => {
-                heard.text.push_str(&text);
-                // Before the node may write it.
-                if let Some(reply) = world.replies().get_mut(number) {
-                    reply.text.clone_from(&heard.text);
-                }
-            }
-            // Nobody offers tools here.
-            TurnEvent::ToolCalls(_) => {}
-            TurnEvent::Finished(finished) => {
-                heard.is_whole = true;
-                let added = finished.remembered.as_ref();
-                let first = added.and_then(|added| Some((added.memories.first()?.id, added)));
-                outcome = match first {
-                    Some((id, added)) => Outcome::Added { id, version: added.version },
-                    None => Outcome::Unknown { reason: "nothing was remembered".to_owned() },
-                };
-            }
-        }
-        pieces += 1;
-        if leaves_after.is_some_and(|last| pieces >= last) {
-            world.reach("chat.caller-left");
-            break;
-        }
-    }
-    Ok((heard, outcome))
-}
-
-impl Player {
-    /// A turn that is remembered, at one node after the other until there is an answer.
-    pub(super) async fn converse(&mut self, step: u64, scene: u32, said: Said) {
-        let turns = self.talks.entry(scene).or_default();
-        if turns.len() > TURNS_MAX {
-            turns.drain(..TURNS_MAX / 2);
-        }
-        let turn = Turn { scene, turns: turns.clone(), said };
-        let (client, operation) = (self.client, u64::from(self.client) << 24 | step);
-        let count = u64::from(self.world.plan.nodes.max(1));
-        for tries in 0..TRIES {
-            let node = u32::try_from((u64::from(client) + tries) % count).unwrap_or(0);
-            // What is said is different each time, so that it is known which try a prompt is of.
-            let marker = format!("mk{step:06}t{tries}c{client}");
-            let id = operation << TRIES_BITS | tries;
-            let heard = self.cube.converse_once(node, id, marker.clone(), &turn).await;
-            let Ok((message, heard, made)) = heard else { continue };
-            if let Some(id) = made {
-                self.known.push(Known { id, marker, revision: 1, is_frozen: false });
-            }
-            if heard.is_whole {
-                let turns = self.talks.entry(scene).or_default();
-                turns.push(message);
-                turns.push(ChatTurn::new(Role::Assistant, heard.text));
-            }
-            return;
-        }
-    }
-
-    /// Types a turn: every piece is an event, and some come late, twice, or both.
-    pub(super) async fn type_on(&self, operation: u64, scene: u32, topic: u32) {
-        let Some(conversation) = conversation(scene) else { return };
-        let text = format!("what was that about topic{topic}, and what came after it?");
-        let dice = self.world.dice.fork("types", operation);
-        let mut sent = Vec::new();
-        for (number, end) in (0_u64..).zip((8..text.len()).step_by(9)) {
-            let at_ms = self.world.unix_ms(number * TYPES_EVERY_MS);
-            let event = ConversationEvent {
-                conversation: conversation.clone(),
-                id: RequestId::new(format!("{operation:x}-{number}")).ok(),
-                at_ms,
-                kind: ConversationEventKind::Typing { text: text[..end].to_owned() },
-            };
-            let late = |copy: &str| {
-                let is_late = dice.chance(copy, number, 300);
-                if is_late { dice.below(copy, number, LATE_MS_MAX) } else { 0 }
-            };
-            sent.push((number * TYPES_EVERY_MS + late("first"), event.clone()));
-            if dice.chance("twice", number, 200) {
-                sent.push((number * TYPES_EVERY_MS + late("second"), event));
-            }
-        }
-        self.send(operation, sent).await;
-    }
-
-    /// Sends events after so many milliseconds each, and cares little what becomes of them.
-    async fn send(&self, operation: u64, events: Vec<(u64, ConversationEvent)>) {
-        let client = &self.cube.client;
-        let node = self.client % self.world.plan.nodes.max(1);
-        let send = |(number, (after_ms, event)): (u64, (u64, ConversationEvent))| async move {
-            sleep(Duration::from_millis(after_ms)).await;
-            let id = self.cube.id.clone();
-            let work = move |cubes: Cubes,
-                             context: TenantContext|
-                  -> BoxFuture<'static, Result<(), Error>> {
-                let (cube, event) = (cubes.cube(&context, id.clone()), event.clone());
-                Box::pin(async move { cube.note(event).await })
-            };
-            let id = operation << TRIES_BITS | number | OF_EVENT;
-            if let Attempt::Answer(Err(error)) = client.attempt(node, id, &work).await {
-                let _ = client.judge(&error);
-            }
-        };
-        let sent = join_all((0_u64..).zip(events).map(send));
-        let _ = timeout(EVENTS_PATIENCE, sent).await;
-    }
-
-    /// Tells what else happens in a conversation.
-    pub(super) async fn note(&mut self, operation: u64, scene: u32, topic: u32, what: Happening) {
-        let Some(conversation) = conversation(scene) else { return };
-        let text = format!("everything about topic{topic}");
-        let kind = match what {
-            Happening::Topic => ConversationEventKind::TopicMarked { text },
-            Happening::Tool => {
-                ConversationEventKind::ToolCalled { name: "look_up".to_owned(), arguments: text }
-            }
-            Happening::Pause => ConversationEventKind::Paused,
-            Happening::Resume => ConversationEventKind::Resumed,
-            Happening::Turn => {
-                let role = if topic.is_multiple_of(2) { Role::User } else { Role::Assistant };
-                ConversationEventKind::TurnFinished { role, speaker: None, text }
-            }
-            Happening::Close => ConversationEventKind::Closed,
-            Happening::Stray => return self.note_stray(operation, conversation).await,
-        };
-        if what == Happening::Close {
-            self.talks.remove(&scene);
-        }
-        // A clock that is a little wrong.
-        let wrong_ms = self.world.dice.fork("notes", operation).below("wrong", 0, 3_000);
-        let at_ms = self.world.unix_ms(wrong_ms) - 1_500;
-        let id = RequestId::new(format!("{operation:x}")).ok();
-        let event = ConversationEvent { conversation, id, at_ms, kind };
-        // Twice, as a front end that never heard an answer would.
-        self.send(operation, vec![(0, event.clone()), (300, event)]).await;
-    }
-
-    /// An event in a cube that is not there.
-    async fn note_stray(&self, operation: u64, conversation: ConversationId) {
-        let at_ms = self.world.unix_ms(0);
-        let kind = ConversationEventKind::Paused;
-        let event = ConversationEvent { conversation, id: None, at_ms, kind };
-        let nobody = CubeId::new("nobody").expect("invariant: the name is valid");
-        let work =
-            move |cubes: Cubes, context: TenantContext| -> BoxFuture<'static, Result<(), Error>> {
-                let (cube, event) = (cubes.cube(&context, nobody.clone()), event.clone());
-                Box::pin(async move { cube.note(event).await })
-            };
-        let node = self.client % self.world.plan.nodes.max(1);
-        let id = operation << TRIES_BITS | OF_EVENT;
-        match self.cube.client.attempt(node, id, &work).await {
-            Attempt::Answer(Ok(())) => {
-                let what = "an event of a cube that is not there was taken in";
-                self.world.accuse(Violation::new("workflow", what));
-            }
-            Attempt::Answer(Err(error)) => drop(self.cube.client.judge(&error)),
-            Attempt::NoEffect(_) | Attempt::Silence(_) => {}
-        }
-    }
-
-    /// So many events at once, in as many conversations as there are in a front end gone mad.
-    pub(super) async fn flood(&self, operation: u64, count: u32) {
-        let (world, id) = (Arc::clone(&self.world), self.cube.id.clone());
-        let start_ms = self.world.unix_ms(0);
-        let work =
-            move |cubes: Cubes, context: TenantContext| -> BoxFuture<'static, Result<(), Error>> {
-                let (world, cube) = (Arc::clone(&world), cubes.cube(&context, id.clone()));
-                Box::pin(async move {
-                    let notes = (0..count).filter_map(|number| {
-                        let at_ms = start_ms + i64::from(number);
-                        let kind = ConversationEventKind::Paused;
-                        let conversation = conversation(number % 8)?;
-                        let event = ConversationEvent { conversation, id: None, at_ms, kind };
-                        let cube = cube.clone();
-                        Some(async move { cube.note(event).await })
-                    });
-                    let mut notes = Box::pin(join_all(notes));
-                    let answers = (&mut notes).now_or_never();
-                    // What could be taken in at once waits now.
-                    world.look_at_queues(false);
-                    let answers = match answers {
-                        Some(answers) => answers,
-                        None => notes.await,
-                    };
-                    answers.into_iter().find_map(Result::err).map_or(Ok(()), Err)
-                })
-            };
-        // Only at the owner of the cube nothing slows them down.
-        let dice = self.world.dice.fork("flood", operation);
-        let node = dice.below("node", 0, u64::from(self.world.plan.nodes.max(1)));
-        let node = u32::try_from(node).unwrap_or(0);
-        let id = operation << TRIES_BITS | OF_EVENT;
-        if let Attempt::Answer(Err(error)) = self.cube.client.attempt(node, id, &work).await {
-            let _ = self.cube.client.judge(&error);
-        }
-    }
-}
-
-impl Inner {
-    /// The time on a wall clock that is right, so many milliseconds from now.
-    fn unix_ms(&self, after_ms: u64) -> i64 {
-        let at_ms = self.conditions.now_ms() + after_ms;
-        START_UNIX_MS + i64::try_from(at_ms).unwrap_or(i64::MAX)
-    }
 }
