@@ -25,4 +25,6 @@ export PYTHONPATH=$data PYTHONDONTWRITEBYTECODE=1
 for typed in 25 50 75; do
     "$memcube" bench preload --data "$scratch/in" --out "$scratch/preload.typed-$typed.jsonl" --typed "0.$typed"
 done
+# In real time, with all its pauses: some twelve minutes, on a machine with nothing else to do.
+"$memcube" bench scenes --data "$scratch/in" --plot benches/results/scenes.svg --json >"$scratch/scenes.json"
 "$python" benches/preload_table.py "$labels" "$scratch" benches/results

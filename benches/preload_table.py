@@ -2,8 +2,9 @@
 
 usage: PYTHONPATH=DATA preload_table.py CONVERSATIONS RUNS RESULTS
 
-CONVERSATIONS has the labels; RUNS has `report.json` and the predictions; RESULTS gets `preload.json`,
-`preload.md` and `preload.svg`. What stands in `preload.md` between the two `end to end` marks stays.
+CONVERSATIONS has the labels; RUNS has `report.json`, the predictions, and perhaps `scenes.json` of
+`memcube bench scenes`; RESULTS gets `preload.json`, `preload.md` and `preload.svg`. Without `scenes.json`,
+what stands in `preload.md` between the two `end to end` marks stays.
 """
 
 import json
@@ -164,6 +165,42 @@ def markdown(report, runs, intervals, end_to_end):
     return "\n".join(out) + "\n"
 
 
+MODES = {
+    "off": "without scheduler",
+    "scheduled": "scheduler",
+    "typing": "scheduler, typing events",
+    "limit": "everything cached: the limit",
+}
+
+
+def end_to_end_of(scenes):
+    """What `memcube bench scenes` measured, between the marks."""
+    out = [
+        MARKS[0],
+        "## End to end: time to the first token after a pause\n",
+        f"`memcube bench scenes`: {scenes['model']}, {scenes['threads']} threads, {scenes['turns']} turns of each row, "
+        f"{scenes['pause_ms'] / 1000:.1f} s\nbetween two, cubes of {scenes['memories']:.0f} memories, in one run and in turns. "
+        "*Ready*: needed memories that were in the\ncontext before; *realised*: of the time that could be saved, the share that "
+        "was; *wasted*: tokens of memories\ncomputed ahead and not needed by the next turn, for each that was.\n",
+        "| | p50 | p95 | mean | tokens computed | ready | realised | wasted per saved token |\n|---|---|---|---|---|---|---|---|",
+    ]
+    for mode in scenes["modes"]:
+        time, wasted = mode["ttft_ms"], mode["wasted_per_saved"]
+        out.append(
+            f"| {MODES[mode['mode']]} | {time['p50']:.0f} ms | {time['p95']:.0f} ms | {mode['mean_ms']:.0f} ms | "
+            f"{mode['computed_tokens']:.0f} | {mode['ready']} of {mode['needed']} | {100 * mode['realised']:.0f} % | "
+            f"{'–' if wasted is None else f'{wasted:.1f}'} |"
+        )
+    if disturbed := scenes.get("disturbed"):
+        alone, beside = disturbed["alone_ms"]["p50"], disturbed["beside_ms"]["p50"]
+        out.append(
+            f"\nA request of another conversation while a long prompt is computed ahead: p50 {beside:.0f} ms, "
+            f"{alone:.0f} ms without ({100 * disturbed['delay']:+.1f} %)."
+        )
+    out += ["\n![plot](scenes.svg)", MARKS[1]]
+    return "\n".join(out)
+
+
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 420, 56, 64, 52
 COLOURS = ("#0b57d0", "#e8710a", "#f6c28b", "#9aa0a6", "#a142f4", "#8ab4f8", "#4285f4", "#174ea6")
 
@@ -221,10 +258,13 @@ def main():
     former = page.read_text(encoding="utf-8") if page.exists() else ""
     kept = re.search(f"{re.escape(MARKS[0])}.*{re.escape(MARKS[1])}", former, re.DOTALL)
     end_to_end = kept.group() if kept else "\n".join(MARKS)
+    scenes = runs_in / "scenes.json"
+    if scenes.exists():
+        end_to_end = end_to_end_of(json.loads(scenes.read_text()))
     page.write_text(markdown(report, runs, intervals, end_to_end), encoding="utf-8")
     flat = {name: {"/".join(map(str, key)): values for key, values in found.items()} for name, found in runs.items()}
     above = {"/".join(key): edges for key, edges in intervals.items()}
-    whole = {"machine": cpu(), "report": report, "above_chance_at_20": above, "scores": flat}
+    whole = {"machine": cpu(), "report": report, "scenes": json.loads(scenes.read_text()) if scenes.exists() else None, "above_chance_at_20": above, "scores": flat}
     (results / "preload.json").write_text(json.dumps(whole, indent=1) + "\n")
     dataset = "locomo" if ("locomo", "link", 20) in runs["predictor"] else next(iter(runs["predictor"]))[0]
     (results / "preload.svg").write_text(picture(runs, dataset), encoding="utf-8")
