@@ -115,7 +115,7 @@ fn table(report: &ScenesReport) -> Result<()> {
     let heads =
         ["", "p50 ms", "p95 ms", "mean ms", "tokens", "ready", "realised", "wasted per saved"];
     output::table(heads, &rows)?;
-    output::line(&format!(
+    output::line(format!(
         "{} turns of each, {:.1} s between two, {:.0} memories; {}, {} threads",
         report.turns,
         report.pause_ms / 1_000.0,
@@ -124,7 +124,7 @@ fn table(report: &ScenesReport) -> Result<()> {
         report.threads
     ))?;
     if let Some(disturbed) = &report.disturbed {
-        output::line(&format!(
+        output::line(format!(
             "a request of another conversation: p50 {:.1} ms alone, {:.1} ms beside a preload \
              ({:+.1} %)",
             disturbed.alone_ms.p50,

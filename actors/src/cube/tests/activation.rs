@@ -388,7 +388,7 @@ async fn whatever_happens_in_whatever_order_nothing_stale_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_preloaded_is_a_prefix_and_a_wrong_guess_costs_its_tokens_only() {
+async fn what_is_preloaded_is_a_prefix_and_a_wrong_guess_is_gone_again() {
     let chatting = Chatting::new(1).await;
     let (cube, ids) = chatting.knowing("ann").await;
     let mut talk = Talk::new("talk");
@@ -403,9 +403,11 @@ async fn what_is_preloaded_is_a_prefix_and_a_wrong_guess_costs_its_tokens_only()
     let outcome = cube.preload(preload(&[], &ids)).await.expect("preloaded");
     assert!(outcome.kept.context && outcome.kept.blocks > 0);
     let (opening, warm) = talk.say(&cube, "tell me about garden number 3").await.expect("said");
-    assert_eq!(warm.reuse.reused(), outcome.tokens, "all that was preloaded");
+    assert!(warm.reuse.computed_tokens < 40, "the message alone: {:?}", warm.reuse);
+    assert!(warm.reuse.reused() < outcome.tokens, "not all of it is needed");
     let used = opening.memories.iter().filter(|memory| memory.is_wanted);
-    assert!(used.clone().count() > 0 && used.clone().all(|memory| memory.was_preloaded));
+    assert!(used.clone().count() > 0 && opening.memories.iter().all(|known| known.was_preloaded));
+    assert!(opening.memories.len() < ids.len(), "what nobody wants is gone from the end");
     // Idle time brings what was said into the cache as well.
     let idle = cube.preload(preload(&talk.turns, &[])).await.expect("preloaded");
     assert_eq!(idle.finished.reuse.reused(), opening.prompt_tokens);
@@ -508,7 +510,8 @@ async fn a_slow_object_store_never_makes_an_answer_later() {
         let first_us = finished.timings.first_token_us;
         assert!(first_us <= direct_us * 21 / 20, "{delay_ms} ms: {first_us} > {direct_us}");
         if delay_ms <= 20 {
-            assert_eq!(finished.reuse.reused(), preloaded.tokens, "{delay_ms} ms: worth it");
+            let reuse = &finished.reuse;
+            assert!(reuse.computed_tokens < 40, "{delay_ms} ms: worth it, {reuse:?}");
         }
         chatting.check_rows(&cube, "slow").await;
     }
