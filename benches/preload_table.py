@@ -126,7 +126,7 @@ def markdown(report, runs, intervals, end_to_end):
             for policy, name in POLICIES.items():
                 width = 20 if policy == "memos-monitor" else None
                 out.append(row(name, runs[policy], dataset, track, width))
-            for typed in TYPED:
+            for typed in (typed for typed in TYPED if f"typed-{typed}" in runs):
                 out.append(row(f"**memcube**, {typed} % of the turn typed", runs[f"typed-{typed}"], dataset, track))
             out.append("")
     out.append(
@@ -207,7 +207,8 @@ COLOURS = ("#0b57d0", "#e8710a", "#f6c28b", "#9aa0a6", "#a142f4", "#8ab4f8", "#4
 
 def picture(runs, dataset):
     """Bars of cover@20, of links and of demand, for each policy and share typed."""
-    names = {**POLICIES, **{f"typed-{typed}": f"memcube, {typed} % typed" for typed in TYPED}}
+    shown = (typed for typed in TYPED if f"typed-{typed}" in runs)
+    names = {**POLICIES, **{f"typed-{typed}": f"memcube, {typed} % typed" for typed in shown}}
     high, width, height = 100, WIDTH - LEFT - 16, HEIGHT - TOP - BOTTOM
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
@@ -247,6 +248,8 @@ def main():
     report = json.loads((runs_in / "report.json").read_text())
     names = [*POLICIES, *(f"typed-{typed}" for typed in TYPED)]
     file = lambda name: "preload.jsonl" if name == "predictor" else f"preload.{name}.jsonl"
+    # Shares of which there is no run are left out.
+    names = [name for name in names if (runs_in / file(name)).exists()]
     scored = {name: score(conversations, read_run(runs_in / file(name))) for name in names}
     runs = {name: {key: summary(values) for key, values in found.items()} for name, found in scored.items()}
     intervals = {

@@ -1,5 +1,5 @@
-//! Replays a decision log against another policy, for `memcube replay`: what it would have had ready
-//! before each turn, and what the turn needed of that.
+//! Replays a decision log against another policy, for `memcube replay`: what it would have had
+//! ready before each turn, and what the turn needed of that.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

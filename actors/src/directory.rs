@@ -178,6 +178,14 @@ fn start_blobs(
     (SnapshotKeeper::new(blobs.clone(), snapshot_items_min), BlobSweeper::new(blobs, grace_ms))
 }
 
+/// Lets the other nodes ask the cubes of this one.
+fn serve_peers(shared: &Arc<Shared>) {
+    if let Some(cluster) = &shared.cluster {
+        let server: Arc<dyn Serve> = Arc::clone(shared) as Arc<dyn Serve>;
+        cluster.peers.serve_with(Arc::downgrade(&server));
+    }
+}
+
 impl Cubes {
     /// Starts the actors of a node.
     ///
@@ -193,8 +201,8 @@ impl Cubes {
             hot_cubes_max: parts.hot_cubes_max,
             confirms_reads: cluster.is_some(),
         };
-        let (sender, views) =
-            watch::channel(View::alone(node, membership::draw_incarnation(&environment)));
+        let alone = View::alone(node, membership::draw_incarnation(&environment));
+        let (sender, views) = watch::channel(alone);
         let (snapshots, sweeper) =
             blobs.map(|parts| start_blobs(parts, &store, &environment)).unzip();
         let hydrator = Hydrator::new(
@@ -223,8 +231,8 @@ impl Cubes {
         let host = CubeHost::start(Arc::clone(&directory), hydrator.clone(), settings).await?;
         let vectors = match vectors {
             Some(parts) => {
-                let (store, environment) = (Arc::clone(&store), environment.clone());
-                Some(VectorTier::start(parts, store, environment, embedder.clone()).await?)
+                let store = Arc::clone(&store);
+                Some(VectorTier::start(parts, store, environment.clone(), embedder.clone()).await?)
             }
             None => None,
         };
@@ -248,10 +256,7 @@ impl Cubes {
             #[cfg(feature = "defects")]
             tenant_before: std::sync::Mutex::default(),
         });
-        if let Some(cluster) = &shared.cluster {
-            let server: Arc<dyn Serve> = Arc::clone(&shared) as Arc<dyn Serve>;
-            cluster.peers.serve_with(Arc::downgrade(&server));
-        }
+        serve_peers(&shared);
         Ok(Self { shared })
     }
 

@@ -264,9 +264,7 @@ impl CubeHandle {
                 }
             };
             match computed {
-                Ok(_) if stop.is_set() => {
-                    return Err(Error::unavailable("the next turn came first"));
-                }
+                Ok(_) if stop.is_set() => return Err(elsewhere::overtaken()),
                 Ok(finished) => {
                     let kept = self.keep(&inference, record, &finished).await?;
                     let rebuilt = made.rebuilt;
@@ -483,8 +481,7 @@ impl CubeHandle {
         if cache.is_durable() {
             let limit = memcube_schemas::limits::KV_BLOCKS_PER_COMMIT_MAX;
             for (block, numbers) in finished.unstored.iter().take(limit) {
-                let stored = cache.store(&self.key().tenant, block, Arc::clone(numbers)).await;
-                match stored {
+                match cache.store(&self.key().tenant, block, Arc::clone(numbers)).await {
                     Ok(stored) => blocks.push(stored),
                     Err(error) => {
                         tracing::debug!(%error, "a block could not be stored");

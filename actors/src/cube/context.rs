@@ -3,8 +3,9 @@
 //!
 //! Invariant: a context only grows at its end, so that what was computed for it is an exact prefix
 //! of the next prompt. Only memories at the very end, which were computed ahead and which the turn
-//! that came has no use for, go again: then less of it is a prefix. It is laid out anew only where something in it is gone: a memory, a turn
-//! that the caller no longer sends, or room in the window.
+//! that came has no use for, go again: then less of it is a prefix. It is laid out anew only where
+//! something in it is gone: a memory, a turn that the caller no longer sends, or room in the
+//! window.
 
 mod messages;
 mod plan;

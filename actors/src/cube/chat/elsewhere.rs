@@ -120,6 +120,11 @@ pub(super) fn nothing_to_do() -> Finished {
     Finished { reason: FinishReason::Preloaded, reuse, timings, unstored: Vec::new() }
 }
 
+/// A preload that was stopped: the turn that it was for has come.
+pub(super) fn overtaken() -> Error {
+    Error::unavailable("the next turn came first")
+}
+
 fn ask(
     messages: Messages,
     request: RemoteRequest,

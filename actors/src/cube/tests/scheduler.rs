@@ -116,21 +116,55 @@ async fn timeline(cube: &CubeHandle, talk: &Talk) -> SceneTimeline {
     cube.scenes(&talk.conversation).await.expect("told")
 }
 
+/// Microseconds to the first token of the third turn below, if somebody computes before all that it
+/// will need, and nothing else.
+async fn third_turn_with_everything_cached() -> u64 {
+    let chatting = Chatting::new(1).await;
+    let (cube, known) = knowing(&chatting, "ann").await;
+    let mut talk = Talk::new("talk");
+    for (message, needed) in
+        [(FIRST, vec![]), (SECOND, vec![known[11]]), (THIRD, vec![known[11], known[1]])]
+    {
+        let chat = talk.request(message);
+        let preload = PreloadRequest {
+            conversation: chat.conversation,
+            preamble: chat.preamble,
+            turns: chat.turns,
+            memories: needed,
+            ms_max: 60_000,
+        };
+        cube.preload(preload).await.expect("preloaded");
+        let (_, finished) = say(&cube, &mut talk, message).await;
+        pause().await;
+        if message == THIRD {
+            return finished.first_token_us;
+        }
+    }
+    unreachable!("the third turn is the last")
+}
+
+const FIRST: &str = "good morning";
+const SECOND: &str = "the choir sings a requiem in November, before the lesson";
+const THIRD: &str = "and when is the cello lesson on Thursday?";
+
 #[tokio::test(start_paused = true)]
 async fn a_third_turn_finds_an_older_memory_in_place_and_the_timeline_tells_why() {
     let (chatting, log) = scheduling(Environment::scripted(1)).await;
     let (cube, known) = knowing(&chatting, "ann").await;
     let mut talk = Talk::new("talk");
-    say(&cube, &mut talk, "good morning").await;
+    say(&cube, &mut talk, FIRST).await;
     pause().await;
-    say(&cube, &mut talk, "the choir sings a requiem in November, before the lesson").await;
+    say(&cube, &mut talk, SECOND).await;
     pause().await;
-    let (opening, third) = say(&cube, &mut talk, "and when is the cello lesson on Thursday?").await;
+    let (opening, third) = say(&cube, &mut talk, THIRD).await;
     let cello = opening.memories.iter().find(|memory| memory.source.id == known[1]);
     let cello = cello.expect("it is recalled");
     assert!(cello.was_preloaded && cello.is_wanted, "{opening:?}");
     // What was said and what is needed was computed before; the question is left.
     assert!(third.reuse.computed_tokens < 100, "{:?}", third.reuse);
+    let limit_us = third_turn_with_everything_cached().await;
+    let first_us = third.first_token_us;
+    assert!(first_us * 10 <= limit_us * 11, "{first_us} us, everything cached: {limit_us} us");
     pause().await;
 
     let entries = timeline(&cube, &talk).await.entries;
