@@ -137,13 +137,6 @@ fn what_was_once_written_stays_readable() {
         embedder: Some(ModelId::new("minilm-l6-v2@53aa5117").expect("valid")),
         snapshot: Some(SnapshotRef { blob: BlobId([7; 32]), version: Version(5) }),
     });
-    check(&PredictorRecord {
-        generation: 2,
-        inputs: "last_turn constant".to_owned(),
-        weights: [vec![0.25, -5.5], vec![0.75, -5.0]],
-        turns: 41,
-        at_ms: 1_700_000_000_005,
-    });
     check(&BlobRecord { state: BlobState::Live, bytes: 1 << 20, at_ms: 1_700_000_000_004 });
     check(&CubeSnapshot {
         cube: CubeId::new("ann").expect("valid"),
@@ -306,6 +299,17 @@ fn backup_rows() -> Vec<BackupRow> {
         RowChange::ForgetVectors,
     ];
     changes.into_iter().map(|change| BackupRow { scan: 7, change }).collect()
+}
+
+#[test]
+fn what_a_predictor_learned_stays_readable() {
+    check(&PredictorRecord {
+        generation: 2,
+        inputs: "last_turn constant".to_owned(),
+        weights: [vec![0.25, -5.5], vec![0.75, -5.0]],
+        turns: 41,
+        at_ms: 1_700_000_000_005,
+    });
 }
 
 #[test]
