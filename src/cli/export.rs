@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use memcube_schemas::{
-    CubeId,
+    CubeId, UserId, Version,
     api::v1::{CubeBody, MemoryBody},
     limits::PAGE_ITEMS_MAX,
 };
@@ -50,7 +50,40 @@ pub(crate) struct ExportArgs {
 #[derive(Debug, Serialize)]
 struct Header<'a> {
     memcube_export: u32,
-    cube: &'a CubeBody,
+    cube: ExportedCube<'a>,
+}
+
+/// What an export tells of the cube: nothing that depends on the node that was asked, so that equal
+/// cubes have equal exports.
+#[derive(Debug, Serialize)]
+struct ExportedCube<'a> {
+    id: &'a CubeId,
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a UserId>,
+    created_at: &'a str,
+    updated_at: &'a str,
+    version: Version,
+    items: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    embedder: Option<&'a str>,
+}
+
+impl<'a> From<&'a CubeBody> for ExportedCube<'a> {
+    fn from(cube: &'a CubeBody) -> Self {
+        let CubeBody { id, name, owner, created_at, updated_at, version, items, embedder, .. } =
+            cube;
+        Self {
+            id,
+            name,
+            owner: owner.as_ref(),
+            created_at,
+            updated_at,
+            version: *version,
+            items: *items,
+            embedder: embedder.as_deref(),
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options, args: ExportArgs) -> Result<()> {
@@ -112,7 +145,7 @@ fn write_all<W: Write, F: Fn(io::Error) -> anyhow::Error>(
     cube: &CubeBody,
     lines: &mut Lines<W, F>,
 ) -> Result<u64> {
-    lines.line(&Header { memcube_export: EXPORT_VERSION, cube })?;
+    lines.line(&Header { memcube_export: EXPORT_VERSION, cube: cube.into() })?;
     let bar = output::steps_bar(cube.items);
     let mut memories = 0;
     let mut cursor: Option<String> = None;

@@ -15,6 +15,8 @@ fn routes(document: &Value) -> Vec<(String, String)> {
         for method in METHODS.iter().filter(|method| operations.get(**method).is_some()) {
             let path = path
                 .replace("{cube}", "somebody")
+                .replace("{conversation}", "some-talk")
+                .replace("{id}", "01890a5d-ac96-774b-bcce-b302099a8057")
                 .replace("{model}", "some-model")
                 .replace("{memory}", "01890a5d-ac96-774b-bcce-b302099a8057");
             assert!(!path.contains('{'), "a parameter without a value here: {path}");
