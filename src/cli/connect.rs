@@ -47,9 +47,9 @@ pub(crate) fn find_server(options: &Options, args: &ServerArgs) -> Result<Option
 }
 
 /// Connects to the server that is named, else to the one that runs on the data directory, else to
-/// one that is started here for the duration of the command.
+/// one that is started here for the duration of the command, which has no next turn to prepare.
 pub(crate) fn connect(options: &Options, args: &ServerArgs) -> Result<Connection> {
-    connect_with(options, args, |_| {})
+    connect_with(options, args, |settings| settings.scheduler.enabled = false)
 }
 
 /// The same, with changes to the settings of one that is started here.

@@ -36,6 +36,8 @@ impl Running {
         let data_dir = DataDir::new(&settings.store.data_dir);
         data_dir.prepare()?;
         let listen = settings.http.listen;
+        // Before the node, which counts from its first moment on.
+        telemetry::start_metrics().context("metrics cannot be recorded")?;
         let environment = environment::system();
         let builder = Node::builder().with_settings(settings).with_environment(environment);
         let node = Arc::new(Box::pin(builder.start()).await?);
