@@ -327,7 +327,7 @@ fn blob_parts(
     }))
 }
 
-fn scheduler_parts(settings: &Settings) -> Result<SchedulerParts> {
+pub(crate) fn scheduler_parts(settings: &Settings) -> Result<SchedulerParts> {
     let log = settings.scheduler.decision_log.as_deref().map(FileLog::open).transpose()?;
     let log = log.map(|log| Arc::new(log) as Arc<dyn DecisionLog>);
     Ok(SchedulerParts { rules: settings.scheduler.rules(), log })

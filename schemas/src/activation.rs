@@ -153,6 +153,9 @@ impl Stored for KvBlockBytes {
     const FORMAT: u8 = 1;
 }
 
+/// Stands for a turn that has not come: see [`ContextMemory::wanted_at`].
+pub const NEVER_WANTED: u32 = u32::MAX;
+
 /// A memory in a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct ContextMemory {
@@ -160,7 +163,8 @@ pub struct ContextMemory {
     pub source: BlockSource,
     /// Tokens that its text takes.
     pub tokens: u32,
-    /// The turn that last had a use for it.
+    /// The number of the turn that last had a use for it; `NEVER_WANTED` for one that was computed
+    /// ahead and that no turn had a use for so far.
     pub wanted_at: u32,
 }
 
@@ -202,6 +206,18 @@ impl ContextRecord {
             ContextSegment::Memories(memories) => memories.as_slice(),
             ContextSegment::Preamble(_) | ContextSegment::Turn(..) => &[],
         })
+    }
+
+    /// The memories behind everything that was said, the last part first: they were computed ahead,
+    /// and may go again.
+    pub fn end(&self) -> impl Iterator<Item = &ContextMemory> {
+        let sealed = usize::try_from(self.sealed).unwrap_or(usize::MAX);
+        let open = self.segments.get(sealed..).unwrap_or_default();
+        let end = open.iter().rev().map_while(|segment| match segment {
+            ContextSegment::Memories(memories) => Some(memories.as_slice()),
+            ContextSegment::Preamble(_) | ContextSegment::Turn(..) => None,
+        });
+        end.flatten()
     }
 }
 

@@ -163,8 +163,6 @@ pub enum SceneReason {
     ToolCalled,
     /// The user is back.
     Resumed,
-    /// The scheduler was started anew, or the cube has moved.
-    Recovered,
 }
 
 impl SceneReason {
@@ -177,7 +175,6 @@ impl SceneReason {
             Self::TopicMarked => "topic_marked",
             Self::ToolCalled => "tool_called",
             Self::Resumed => "resumed",
-            Self::Recovered => "recovered",
         }
     }
 }

@@ -346,7 +346,7 @@ impl CubeHandle {
             turns: request.turns.clone(),
             message: None,
             memories,
-            is_complete: false,
+            is_complete: true,
             // A quarter is left for what is said and answered.
             tokens_max: window_tokens / 4 * 3,
             now_ms: self.cubes().environment().unix_ms(),

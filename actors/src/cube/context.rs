@@ -2,10 +2,10 @@
 //! Pure.
 //!
 //! Invariant: a context only grows at its end, so that what was computed for it is an exact prefix
-//! of the next prompt. Only memories at the very end, which were computed ahead and which the turn
-//! that came has no use for, go again: then less of it is a prefix. It is laid out anew only where
-//! something in it is gone: a memory, a turn that the caller no longer sends, or room in the
-//! window.
+//! of the next prompt. Only memories that were computed ahead go again when they are of no use
+//! after all: from the very end at once, from before the last turns in idle time. It is laid out
+//! anew only where something in it is gone: a memory, a turn that the caller no longer sends, or
+//! room in the window.
 
 mod messages;
 mod plan;
@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use memcube_schemas::{
     ConversationId, MemoryId, ModelId,
-    activation::{BlockSource, ContextMemory, ContextRecord, ContextSegment},
+    activation::{BlockSource, ContextMemory, ContextRecord, ContextSegment, NEVER_WANTED},
     conversation::Role,
     memory::MemoryItem,
 };
@@ -165,15 +165,19 @@ pub(crate) fn lay_out<R: Renderer + ?Sized>(
         Some((record, items)) => resume(record, items, wanted),
         None => begin(wanted, 0),
     };
+    if wanted.is_complete {
+        let ids = wanted.memories.iter().map(|item| item.id).collect();
+        plan.cut_end(&ids, wanted.message.is_none());
+    }
     match &wanted.message {
         Some(message) => {
-            if wanted.is_complete {
-                plan.drop_unwanted_end(&wanted.memories.iter().map(|item| item.id).collect());
-            }
             plan.want(&wanted.memories);
             plan.parts.push(Part::Turn(message.clone()));
         }
-        None => plan.expect(&wanted.memories),
+        None => {
+            plan.take_back();
+            plan.expect(&wanted.memories);
+        }
     }
     finish(conversation, plan, wanted, renderer)
 }
@@ -190,7 +194,10 @@ pub(crate) fn lay_out_anew<R: Renderer + ?Sized>(
     renderer: &R,
 ) -> EngineResult<Layout<R::Prompt>> {
     let turn = record.turn;
-    let kept = record.memories().filter(|memory| memory.wanted_at + STALE_AFTER_TURNS >= turn);
+    let is_of_use = |memory: &&ContextMemory| {
+        memory.wanted_at != NEVER_WANTED && memory.wanted_at + STALE_AFTER_TURNS >= turn
+    };
+    let kept = record.memories().filter(is_of_use);
     let mut placed: Vec<Placed> = kept.filter_map(|memory| current(memory, items)).collect();
     placed.sort_by_key(|memory| memory.item.id);
     let mut plan = begin(wanted, turn);

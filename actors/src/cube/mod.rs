@@ -56,7 +56,7 @@ pub(crate) use self::{
     hydrate::Hydrator,
     journal::{commit, made, ownership_check, restored},
     message::{Change, CubeMessage, Reply, Successor as CubeSuccessor},
-    preloader::{Look, Preloader, PromptSoFar},
+    preloader::{Preloader, PromptSoFar},
     requests::check_search,
     snapshots::SnapshotKeeper,
     state::{Claim, CubeKey, CubeState, text_hash},

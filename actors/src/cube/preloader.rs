@@ -16,6 +16,7 @@ use crate::{
     directory::Cubes,
     error::{Error, Result},
     inference::Cancel,
+    scheduler::plan::Held,
     tenant::TenantContext,
 };
 
@@ -55,6 +56,14 @@ impl PreloadMessage {
             Self::Parameter { .. } => PreloadKind::Parameter,
         }
     }
+
+    /// The same without some memories.
+    pub(crate) fn without(mut self, memories: &BTreeSet<MemoryId>) -> Self {
+        if let Self::Activation(request) = &mut self {
+            request.memories.retain(|id| !memories.contains(id));
+        }
+        self
+    }
 }
 
 /// What is known about the next turn.
@@ -62,10 +71,8 @@ impl PreloadMessage {
 pub(crate) struct Look {
     /// What it may need.
     pub(crate) candidates: Vec<SceneCandidate>,
-    /// Memories that the conversation's context contains already.
-    pub(crate) held: BTreeSet<MemoryId>,
-    /// The tokens that they take.
-    pub(crate) held_tokens: usize,
+    /// What the conversation's context contains already.
+    pub(crate) held: Held,
 }
 
 /// What a conversation's prompt is made of, besides memories.
@@ -106,17 +113,19 @@ impl Preloader {
     pub(crate) async fn look(&self, query: SceneQuery) -> Result<Look> {
         let conversation = query.conversation.clone();
         let candidates = self.cube.scene(query).await?.candidates;
-        let (mut held, mut held_tokens) = (BTreeSet::new(), 0);
+        let mut held = Held::default();
         let inference = self.cube.cubes().inference();
         if let (Some(inference), Some(conversation)) = (inference, conversation) {
             let model = inference.facts().fingerprint.model.clone();
             let known = self.cube.read_context(model, &conversation, Vec::new()).await?;
             for memory in known.record.iter().flat_map(|record| record.memories()) {
-                held.insert(memory.source.id);
-                held_tokens += memory.tokens as usize;
+                held.memories.insert(memory.source.id);
+                held.tokens += memory.tokens as usize;
             }
+            let end = known.record.iter().flat_map(|record| record.end());
+            held.end = end.map(|memory| (memory.source.id, memory.tokens)).collect();
         }
-        Ok(Look { candidates, held, held_tokens })
+        Ok(Look { candidates, held })
     }
 
     /// The memories that a turn needed, as far as recall can tell: of other conversations.

@@ -25,6 +25,16 @@ pub(crate) enum Place {
     Elsewhere(RemoteHandle),
 }
 
+impl Place {
+    /// Whether it is on this node.
+    pub(crate) const fn is_here(&self) -> bool {
+        match self {
+            Self::Here(_) => true,
+            Self::Elsewhere(_) => false,
+        }
+    }
+}
+
 impl fmt::Debug for InferenceHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "InferenceHandle({})", self.facts().fingerprint.model)

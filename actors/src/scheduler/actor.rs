@@ -15,7 +15,7 @@ use std::{
 };
 
 use memcube_schemas::{
-    TenantId,
+    MemoryId, TenantId,
     limits::{PRELOAD_MS_MAX, SCENES_MAX, SCENES_PROMPT_BYTES_MAX, SCHEDULER_SHARDS},
     scene::{PreloadState, SceneEntry, SceneOutcome, SceneTimeline},
 };
@@ -27,7 +27,7 @@ use super::{
     handle::Door,
     inbox::{Inbox, Input, SceneKey, Told},
     jobs::{Job, JobKind, JobsHandle},
-    think::{Shared, Thinker},
+    think::{Progress, Shared, Thinker},
 };
 use crate::{
     cube::{CubeKey, Preloader},
@@ -54,6 +54,8 @@ pub(crate) enum ShardMessage {
     Due(SceneKey),
     /// A thought has found out what may be needed.
     Found { scene: SceneKey, number: u64, found: Box<Found> },
+    /// A thought has put memories in place, and goes on.
+    Loaded { scene: SceneKey, number: u64, memories: Vec<(MemoryId, u32)> },
     /// A thought is over.
     Done { scene: SceneKey, entry: Box<SceneEntry> },
     /// Somebody asks what was done for a conversation.
@@ -111,6 +113,11 @@ impl Actor for ShardActor {
             ShardMessage::Due(scene) => state.think_if_due(&myself, &scene),
             ShardMessage::Found { scene, number, found } => {
                 state.found(&scene, number, *found);
+            }
+            ShardMessage::Loaded { scene, number, memories } => {
+                if let Some(conversation) = state.scenes.get_mut(&scene) {
+                    conversation.loaded(number, memories);
+                }
             }
             ShardMessage::Done { scene, entry } => state.done(&myself, &scene, *entry),
             ShardMessage::Timeline { scene, reply } => {
@@ -337,9 +344,12 @@ async fn run(
     let (key, door) = (ending.scene.clone(), Arc::clone(&ending.door));
     let (_, never) = oneshot::channel();
     let cancelled = std::mem::replace(&mut thought.cancelled, never);
-    let tell = |found: Found| {
-        let (scene, found) = (key.clone(), Box::new(found));
-        door.tell(ShardMessage::Found { scene, number, found });
+    let tell = |progress: Progress| {
+        let scene = key.clone();
+        door.tell(match progress {
+            Progress::Found(found) => ShardMessage::Found { scene, number, found },
+            Progress::Loaded(memories) => ShardMessage::Loaded { scene, number, memories },
+        });
     };
     let stop = Cancel::default();
     let thinker = Thinker { shared, cubes, key: &key, preloader, stop: stop.clone() };

@@ -17,7 +17,10 @@ use super::{
     outcome::{Prepared, settle},
     scene::{Scene, SceneTurn},
 };
-use crate::cube::{PromptSoFar, UsedMemory};
+use crate::{
+    cube::{PromptSoFar, UsedMemory},
+    inference::Cancel,
+};
 
 /// Pauses of the user that are remembered.
 const PAUSES: usize = 8;
@@ -51,6 +54,8 @@ pub(super) struct Running {
     number: u64,
     /// Dropped to end it.
     _cancel: oneshot::Sender<()>,
+    /// Set when more is known than it knows.
+    newer: Cancel,
 }
 
 /// A turn whose needs are not known yet, and what was prepared for it.
@@ -75,6 +80,8 @@ pub(super) struct Thought {
     pub(super) is_typing: bool,
     pub(super) unsettled: Option<Unsettled>,
     pub(super) cancelled: oneshot::Receiver<()>,
+    /// Set when more is known than this thought knows.
+    pub(super) newer: Cancel,
 }
 
 /// What a thought has found out, before anything is preloaded.
@@ -244,6 +251,9 @@ impl Conversation {
         self.scene.typing(says_something.then(|| passage(text)));
         if says_something {
             self.due.get_or_insert(SceneReason::Typing);
+            if let Some(running) = &self.running {
+                running.newer.set();
+            }
         }
     }
 
@@ -340,8 +350,7 @@ impl Conversation {
             SceneReason::TurnFinished
             | SceneReason::TopicMarked
             | SceneReason::ToolCalled
-            | SceneReason::Resumed
-            | SceneReason::Recovered => Some(0),
+            | SceneReason::Resumed => Some(0),
         }
     }
 
@@ -356,7 +365,8 @@ impl Conversation {
         let is_typing = self.scene.is_typing();
         let back_in_us = self.back_in_us(is_typing);
         let (cancel, cancelled) = oneshot::channel();
-        self.running = Some(Running { number, _cancel: cancel });
+        let newer = Cancel::default();
+        self.running = Some(Running { number, _cancel: cancel, newer: newer.clone() });
         self.note(SceneEntry::begun(number, at_ms, reason));
         let (scene, prompt) = (self.scene.clone(), self.prompt.clone());
         let unsettled = self.unsettled.take();
@@ -370,6 +380,7 @@ impl Conversation {
             is_typing,
             unsettled,
             cancelled,
+            newer,
         })
     }
 
@@ -388,6 +399,13 @@ impl Conversation {
         self.working_set = working_set;
         self.put(number, entry);
         lesson
+    }
+
+    /// A thought that is not over yet has put memories in place.
+    pub(super) fn loaded(&mut self, number: u64, memories: Vec<(MemoryId, u32)>) {
+        if self.running.as_ref().is_some_and(|running| running.number == number) {
+            self.prepared.loaded.extend(memories);
+        }
     }
 
     fn settle_late(&mut self, unsettled: Unsettled, needed: &[MemoryId], at_ms: i64) -> Lesson {
@@ -410,10 +428,6 @@ impl Conversation {
     pub(super) fn done(&mut self, number: u64, entry: SceneEntry) {
         if self.running.take_if(|running| running.number == number).is_none() {
             return;
-        }
-        if entry.state == PreloadState::Loaded {
-            let loaded = entry.planned.iter().map(|planned| (planned.id, planned.tokens));
-            self.prepared.loaded.extend(loaded);
         }
         self.put(number, entry);
     }
@@ -467,3 +481,6 @@ fn passage(text: &str) -> Passage {
 fn turn(role: Role, speaker: Option<String>, text: &str, at_ms: i64) -> SceneTurn {
     SceneTurn { role, speaker, passage: passage(text), at_ms }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //! ready.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -26,7 +26,7 @@ use super::{
     predictors::Predictors,
 };
 use crate::{
-    cube::{Look, PreloadMessage, PreloadOutcome, PreloadRequest, Preloader, seconds},
+    cube::{PreloadMessage, PreloadOutcome, PreloadRequest, Preloader, seconds},
     directory::Cubes,
     embedder::{EmbedderHandle, Priority},
     environment::Environment,
@@ -43,6 +43,9 @@ const TOKEN_US_SHARE: f64 = 0.2;
 const SPENT: &str = "the tenant's tokens of this minute are spent";
 /// Memories of a working set.
 const WORKING_SET: usize = 20;
+/// Memories that are computed before others are begun: they count even if the turn comes before the
+/// rest is there.
+const ROUND: usize = 4;
 /// Tokens between memories, and what is said, that a context keeps free: half of the window.
 const WINDOW_SHARE: usize = 2;
 
@@ -112,20 +115,24 @@ pub(super) struct Thinker<'a> {
     pub(super) stop: Cancel,
 }
 
+/// What a thought tells before it is over.
+pub(super) enum Progress {
+    /// What may be needed. Nothing is preloaded by then.
+    Found(Box<Found>),
+    /// These memories are ready, with the tokens that they take.
+    Loaded(Vec<(MemoryId, u32)>),
+}
+
 /// A decision, and what it rests on.
 struct Decision {
     found: Found,
+    plan: Plan,
     message: PreloadMessage,
 }
 
 impl Thinker<'_> {
-    /// Thinks, and has ready what is worth it. `tell` hears what was found before anything is
-    /// preloaded.
-    pub(super) async fn think(
-        &self,
-        thought: &mut Thought,
-        tell: impl FnOnce(Found),
-    ) -> SceneEntry {
+    /// Thinks, and has ready what is worth it. `tell` hears how far it is.
+    pub(super) async fn think(&self, thought: &mut Thought, tell: impl Fn(Progress)) -> SceneEntry {
         let start_us = self.shared.environment.monotonic_us();
         let mut entry = SceneEntry::begun(thought.number, thought.at_ms, thought.reason);
         let failed = |entry: SceneEntry, error: &crate::Error| SceneEntry {
@@ -138,28 +145,58 @@ impl Thinker<'_> {
             Ok(decision) => decision,
             Err(error) => return SceneEntry { took_us: took_us(), ..failed(entry, &error) },
         };
-        let Decision { found, message } = decision;
+        let Decision { found, plan, message } = decision;
         entry = found.entry.clone();
-        tell(found);
+        tell(Progress::Found(Box::new(found)));
         self.shared.environment.reach("scheduler.preload", self.key.cube.cube.as_str());
         let is_worth_it = !entry.planned.is_empty() || !thought.is_typing;
         if !is_worth_it || (entry.planned.is_empty() && entry.kind == PreloadKind::Plaintext) {
             entry.state = PreloadState::Nothing;
             return SceneEntry { took_us: took_us(), ..entry };
         }
-        let preload_us = self.shared.environment.monotonic_us();
-        let preloaded = self.preloader.preload(message, &self.stop).await;
-        let preload_us = self.shared.environment.monotonic_us().saturating_sub(preload_us);
-        entry = match preloaded {
-            Ok(outcome) => {
-                let computed = outcome.as_ref().map_or(0, |outcome| self.account(outcome));
-                self.shared.measured(computed, preload_us);
+        let tokens = entry.planned.iter().map(|planned| (planned.id, planned.tokens)).collect();
+        let loaded = self.preload(message, &plan, &tokens, &thought.newer, tell).await;
+        entry = match loaded {
+            Ok(computed) => {
                 let state = PreloadState::Loaded;
                 SceneEntry { state, computed_tokens: computed as u64, ..entry }
             }
             Err(error) => failed(entry, &error),
         };
         SceneEntry { took_us: took_us(), ..entry }
+    }
+
+    /// Has ready what is planned, a few memories at a time where the model runs here, and no more
+    /// once something newer is known. Returns how many tokens were computed.
+    async fn preload(
+        &self,
+        message: PreloadMessage,
+        plan: &Plan,
+        tokens: &BTreeMap<MemoryId, u32>,
+        newer: &Cancel,
+        tell: impl Fn(Progress),
+    ) -> Result<usize> {
+        let is_here = self.cubes.inference().is_some_and(|model| model.place().is_here());
+        let round = if is_here { ROUND } else { usize::MAX };
+        let (mut computed, mut ready) = (0, 0);
+        loop {
+            let added = &plan.append[ready..];
+            let added = &added[..added.len().min(round)];
+            ready += added.len();
+            let later: BTreeSet<MemoryId> = plan.append[ready..].iter().copied().collect();
+            let start_us = self.shared.environment.monotonic_us();
+            let message = message.clone().without(&later);
+            let outcome = self.preloader.preload(message, &self.stop).await?;
+            let took_us = self.shared.environment.monotonic_us().saturating_sub(start_us);
+            let each = outcome.as_ref().map_or(0, |outcome| self.account(outcome));
+            self.shared.measured(each, took_us);
+            computed += each;
+            let tokens_of = |id: &MemoryId| Some((*id, *tokens.get(id)?));
+            tell(Progress::Loaded(added.iter().filter_map(tokens_of).collect()));
+            if later.is_empty() || newer.is_set() {
+                return Ok(computed);
+            }
+        }
     }
 
     /// What a preload cost, of the tenant's budget.
@@ -182,18 +219,19 @@ impl Thinker<'_> {
         let look = self.preloader.look(query).await?;
         let predictor = self.shared.predictors.of(&self.key.cube.tenant).await;
         let start_us = self.shared.environment.monotonic_us();
-        let predictions = predictor.predict(&look.candidates, &look.held, thought.is_typing);
+        let predictions =
+            predictor.predict(&look.candidates, &look.held.memories, thought.is_typing);
         let model = self.cubes.inference().filter(|_| self.preloader.can_compute());
         let prompt = thought.prompt.clone();
         let now_us = self.shared.environment.monotonic_us();
         let left = self.shared.budgets().left(&self.key.cube.tenant, now_us);
-        let budget = self.budget(&look, model, thought, left);
+        let budget = self.budget(model, thought, left);
         let waste = self.shared.rules.waste;
         let token_us =
             if model.is_some() && prompt.is_some() { self.shared.token_us() } else { 0.0 };
         let bytes = model.map_or(0, |model| model.facts().kv_bytes_per_token);
         let costs = TokenCosts { us: token_us, bytes, waste };
-        let planned = plan(&predictions, &look.held, look.held_tokens, &budget, &costs);
+        let plan = plan(&predictions, &look.held, &budget, &costs);
         let decided_us = self.shared.environment.monotonic_us().saturating_sub(start_us);
         metrics::histogram!(names::SCENE_DECISION_SECONDS).record(seconds(decided_us));
         let message = match (prompt, model) {
@@ -202,7 +240,7 @@ impl Thinker<'_> {
                 conversation: self.key.conversation.clone(),
                 preamble: prompt.preamble.to_string(),
                 turns: prompt.turns.to_vec(),
-                memories: planned.append.clone(),
+                memories: plan.ready.clone(),
                 ms_max: PRELOAD_MS_MAX,
             }),
             (_, _) => PreloadMessage::Plaintext,
@@ -211,18 +249,18 @@ impl Thinker<'_> {
             kind: message.kind(),
             detail: (left == 0).then(|| SPENT.to_owned()),
             candidates: u32::try_from(look.candidates.len()).unwrap_or(u32::MAX),
-            held: u32::try_from(look.held.len()).unwrap_or(u32::MAX),
-            planned: explain(&planned, &predictions, &predictor, thought.is_typing),
-            budget_tokens: room(&budget, &costs, look.held_tokens),
-            expected_tokens: planned.expected_tokens as f32,
+            held: u32::try_from(look.held.memories.len()).unwrap_or(u32::MAX),
+            planned: explain(&plan, &predictions, &predictor, thought.is_typing),
+            budget_tokens: plan.room as u64,
+            expected_tokens: plan.expected_tokens as f32,
             decided_us,
             ..blank.clone()
         };
         let working_set: Vec<MemoryId> =
             predictions.iter().take(WORKING_SET).map(|known| known.candidate.id).collect();
-        let weighed = Weighed { candidates: look.candidates, held: look.held };
+        let weighed = Weighed { candidates: look.candidates, held: look.held.memories };
         let found = Found { vectors, weighed, working_set, entry, settled };
-        Ok(Decision { found, message })
+        Ok(Decision { found, plan, message })
     }
 
     /// Finds out what a turn needed of which nobody says it.
@@ -232,31 +270,17 @@ impl Thinker<'_> {
         Ok(Some((unsettled, needed)))
     }
 
-    fn budget(
-        &self,
-        look: &Look,
-        model: Option<&InferenceHandle>,
-        thought: &Thought,
-        left: u64,
-    ) -> Budget {
+    fn budget(&self, model: Option<&InferenceHandle>, thought: &Thought, left: u64) -> Budget {
         let rules = &self.shared.rules;
         let each = rules.tokens_max.min(usize::try_from(left).unwrap_or(usize::MAX));
-        let wanted = look.held_tokens.saturating_add(each);
         let window = model.map(|model| model.facts().window_tokens / WINDOW_SHARE);
         Budget {
-            tokens_max: wanted.min(window.unwrap_or(usize::MAX)),
+            tokens_max: each,
+            context_tokens_max: window.unwrap_or(usize::MAX),
             bytes_max: rules.bytes_max,
             us_max: thought.back_in_us,
         }
     }
-}
-
-/// Tokens that a plan can spend.
-fn room(budget: &Budget, costs: &TokenCosts, held_tokens: usize) -> u64 {
-    let of_time = if costs.us > 0.0 { budget.us_max as f64 / costs.us } else { f64::MAX };
-    let of_bytes = budget.bytes_max.checked_div(costs.bytes).unwrap_or(u64::MAX);
-    let room = budget.tokens_max.saturating_sub(held_tokens) as u64;
-    room.min(of_time as u64).min(of_bytes)
 }
 
 fn explain(

@@ -1,18 +1,13 @@
 //! How long a decision takes in a cube of many memories: the index by itself, without its actor,
 //! store and model.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    hint::black_box,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Instant};
 
 use memcube_actors::{
     Error, Result,
     cube::recall::RecallIndex,
     scheduler::{
-        plan::{Budget, TokenCosts, plan},
+        plan::{Budget, Held, TokenCosts, plan},
         predict::Predictor,
         scene::{Scene, SceneTurn},
     },
@@ -73,11 +68,16 @@ pub(super) fn run(items: usize) -> Result<DecisionReport> {
         text: words.text(TURN_WORDS),
         vector: Some(words.vector(DIMENSIONS)),
     };
-    let budget = Budget { tokens_max: 2_000, bytes_max: u64::MAX, us_max: 10_000_000 };
+    let budget = Budget {
+        tokens_max: 2_000,
+        context_tokens_max: 2_000,
+        bytes_max: u64::MAX,
+        us_max: 10_000_000,
+    };
     let costs = TokenCosts { us: 1_000.0, bytes: 1_000, waste: 0.01 };
     let conversation = Some(ConversationId::new("running")?);
     let (mut scene, mut predictor) = (Scene::default(), Predictor::default());
-    let mut resident = BTreeSet::new();
+    let mut held = Held::default();
     let (mut scene_ms, mut predict_ms, mut both_ms) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..WARM_UP_TURNS + TURNS {
         let is_typing = turn % 2 == 1;
@@ -86,8 +86,8 @@ pub(super) fn run(items: usize) -> Result<DecisionReport> {
         let start = Instant::now();
         let candidates = index.scene(&scene.query(conversation.clone(), now_ms), &by_id);
         let known = start.elapsed();
-        let predictions = predictor.predict(&candidates, &resident, is_typing);
-        black_box(plan(&predictions, &resident, 0, &budget, &costs));
+        let predictions = predictor.predict(&candidates, &held.memories, is_typing);
+        black_box(plan(&predictions, &held, &budget, &costs));
         let decided = start.elapsed();
         if turn >= WARM_UP_TURNS {
             let ms = |time: std::time::Duration| time.as_secs_f64() * 1_000.0;
@@ -96,7 +96,7 @@ pub(super) fn run(items: usize) -> Result<DecisionReport> {
             both_ms.push(ms(decided));
         }
         let ids = || predictions.iter().map(|prediction| prediction.candidate.id);
-        resident = ids().take(RESIDENT).collect();
+        held.memories = ids().take(RESIDENT).collect();
         let needed: Vec<MemoryId> = ids().step_by(7).take(NEEDED).collect();
         predictor.learn(&candidates, &needed.iter().copied().collect(), is_typing);
         let role = if is_typing { Role::User } else { Role::Assistant };

@@ -16,10 +16,7 @@ use memcube_actors::{
         SearchRequest,
     },
     inference::{Engine, InferenceParts},
-    scheduler::{
-        SchedulerParts,
-        log::{DecisionLog, DecisionRecord},
-    },
+    scheduler::log::{DecisionLog, DecisionRecord},
 };
 use memcube_schemas::{
     ConversationId, CubeId, MemoryId, TenantId,
@@ -33,7 +30,7 @@ use crate::{
     bench::words::Words,
     import::{self, Format},
     inference::candle::engine::CandleEngine,
-    node::Node,
+    node::{Node, scheduler_parts},
     settings::{Settings, StoreKind},
 };
 
@@ -68,12 +65,17 @@ pub struct Disturbed {
 struct Spent {
     saved_tokens: AtomicU64,
     wasted_tokens: AtomicU64,
+    /// Where the settings want every decision written down.
+    file: Option<Arc<dyn DecisionLog>>,
 }
 
 impl DecisionLog for Spent {
     fn write(&self, record: DecisionRecord) {
         self.saved_tokens.fetch_add(record.outcome.saved_tokens, Ordering::Relaxed);
         self.wasted_tokens.fetch_add(record.outcome.wasted_tokens, Ordering::Relaxed);
+        if let Some(file) = &self.file {
+            file.write(record);
+        }
     }
 }
 
@@ -90,15 +92,15 @@ async fn node(
     let mut settings = settings.clone();
     settings.store.kind = StoreKind::InMemory;
     settings.scheduler.enabled = false;
-    let rules = settings.scheduler.rules();
+    let mut parts = scheduler_parts(&settings)?;
     let node = Box::pin(Node::builder().with_settings(settings).start()).await?;
     let model: Arc<dyn Engine> = Arc::new(engine.clone());
     node.cubes().serve_model(InferenceParts::new(model)).await?;
-    let spent = Arc::new(Spent::default());
+    let spent = Arc::new(Spent { file: parts.log.take(), ..Spent::default() });
     match mode {
         Mode::Scheduled | Mode::Typing => {
-            let log = Some(Arc::clone(&spent) as Arc<dyn DecisionLog>);
-            node.cubes().schedule(SchedulerParts { rules, log }).await?;
+            parts.log = Some(Arc::clone(&spent) as Arc<dyn DecisionLog>);
+            node.cubes().schedule(parts).await?;
         }
         Mode::Off | Mode::Limit => {}
     }

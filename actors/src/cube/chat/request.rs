@@ -74,7 +74,9 @@ pub struct PreloadRequest {
     pub preamble: String,
     /// What was said so far, the last reply included.
     pub turns: Vec<ChatTurn>,
-    /// Memories that the next turn will need.
+    /// Memories that the next turn will need, likeliest first: all of them, those that were
+    /// computed ahead before included. Others that were leave the context again where they stand
+    /// behind everything that was said.
     pub memories: Vec<MemoryId>,
     /// Milliseconds that it may take.
     pub ms_max: u64,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use memcube_schemas::{
     MemoryId,
-    activation::{BlockSource, ContextMemory, ContextRecord, ContextSegment},
+    activation::{BlockSource, ContextMemory, ContextRecord, ContextSegment, NEVER_WANTED},
     conversation::Role,
     memory::MemoryItem,
 };
@@ -15,6 +15,15 @@ use super::{ChatTurn, Wanted, index, record::digest};
 /// of the others are one part: every part takes some tokens for its beginning and its end.
 const EXPECTED_ALONE: usize = 4;
 const EXPECTED_TOGETHER: usize = 4;
+/// What a token costs that stays in a context in vain, against one that is computed: whatever is
+/// computed behind it attends to it. When a turn has come, little, for idle time takes it back
+/// afterwards; ahead of a turn more, for what is computed instead takes nobody's time.
+const IN_VAIN_NOW: f64 = 0.1;
+const IN_VAIN_AHEAD: f64 = 0.3;
+/// Tokens in vain for which everything behind them is computed again in idle time, and how many
+/// turns from the end they may stand: in front of more, that takes too long.
+const TAKEN_BACK_TOKENS: usize = 32;
+const TAKEN_BACK_TURNS: usize = 6;
 
 /// One part of a prompt.
 #[derive(Debug, Clone)]
@@ -51,8 +60,8 @@ impl Placed {
 pub(super) fn current(memory: &ContextMemory, items: &[Arc<MemoryItem>]) -> Option<Placed> {
     let BlockSource { id, revision } = memory.source;
     let item = items.iter().find(|item| item.id == id && item.revision == revision)?;
-    let (item, wanted_at) = (Arc::clone(item), memory.wanted_at);
-    Some(Placed { item, wanted_at, was_preloaded: true, tokens: 0 })
+    let (item, wanted_at, tokens) = (Arc::clone(item), memory.wanted_at, index(memory.tokens));
+    Some(Placed { item, wanted_at, was_preloaded: true, tokens })
 }
 
 /// A context that nothing is known of.
@@ -116,32 +125,87 @@ impl Plan {
             held.insert(placed.item.id);
         }
         let missing = memories.iter().filter(|item| !held.contains(&item.id));
-        let mut missing: Vec<Placed> =
-            missing.map(|item| Placed::new(Arc::clone(item), turn)).collect();
-        missing.sort_by_key(|placed| placed.item.id);
-        missing.dedup_by_key(|placed| placed.item.id);
-        if !missing.is_empty() {
-            self.parts.push(Part::Memories(missing));
+        let missing: Vec<Arc<MemoryItem>> = missing.cloned().collect();
+        self.append(&missing, turn);
+    }
+
+    fn append(&mut self, memories: &[Arc<MemoryItem>], wanted_at: u32) {
+        let placed = memories.iter().map(|item| Placed::new(Arc::clone(item), wanted_at));
+        let mut placed: Vec<Placed> = placed.collect();
+        placed.sort_by_key(|placed| placed.item.id);
+        placed.dedup_by_key(|placed| placed.item.id);
+        if !placed.is_empty() {
+            self.parts.push(Part::Memories(placed));
         }
     }
 
-    /// Appends memories that may be wanted, likeliest first, in small parts: of those behind the
-    /// last one that turns out to be wanted, nothing is left then.
+    /// Appends memories that may be wanted, likeliest first, in small parts, so that little is in
+    /// vain between those that turn out to be wanted.
     pub(super) fn expect(&mut self, memories: &[Arc<MemoryItem>]) {
-        let (first, rest) = memories.split_at(memories.len().min(EXPECTED_ALONE));
-        for part in first.chunks(1).chain(rest.chunks(EXPECTED_TOGETHER)) {
-            self.want(part);
+        let mut alone = EXPECTED_ALONE.saturating_sub(self.parts.len() - self.end());
+        let mut held: BTreeSet<MemoryId> = self.placed().map(|placed| placed.item.id).collect();
+        let missing = memories.iter().filter(|item| held.insert(item.id)).cloned();
+        let mut missing = missing.collect::<Vec<_>>();
+        while !missing.is_empty() {
+            let together = if alone > 0 { 1 } else { EXPECTED_TOGETHER };
+            alone = alone.saturating_sub(1);
+            let rest = missing.split_off(missing.len().min(together));
+            self.append(&missing, NEVER_WANTED);
+            missing = rest;
         }
     }
 
-    /// Takes out what stands at the end because it might have been wanted, and is not.
-    pub(super) fn drop_unwanted_end(&mut self, wanted: &BTreeSet<MemoryId>) {
-        while self.parts.len() > self.sealed
-            && let Some(Part::Memories(memories)) = self.parts.last()
-            && !memories.iter().any(|placed| wanted.contains(&placed.item.id))
-        {
-            self.parts.pop();
+    /// Where the end begins: the memories behind everything that was said.
+    fn end(&self) -> usize {
+        let is_memories = |part: &Part| matches!(part, Part::Memories(_));
+        let said = self.parts.iter().rposition(|part| !is_memories(part));
+        said.map_or(0, |last| last + 1).max(self.sealed).min(self.parts.len())
+    }
+
+    /// Cuts off what stands at the end because it might have been wanted, where keeping it costs
+    /// more than computing again what is wanted of it.
+    pub(super) fn cut_end(&mut self, wanted: &BTreeSet<MemoryId>, is_ahead: bool) {
+        let in_vain = if is_ahead { IN_VAIN_AHEAD } else { IN_VAIN_NOW };
+        let end = self.end();
+        let (mut worth, mut most, mut stays) = (0.0, 0.0, end);
+        for (at, part) in self.parts.iter().enumerate().skip(end) {
+            let Part::Memories(memories) = part else { continue };
+            for Placed { item, tokens, .. } in memories {
+                let value = if wanted.contains(&item.id) { 1.0 } else { -in_vain };
+                worth += value * *tokens as f64;
+            }
+            if worth > most {
+                (most, stays) = (worth, at + 1);
+            }
         }
+        self.parts.truncate(stays);
+    }
+
+    /// Takes out what stands before the last turns because it might have been wanted, and was not.
+    pub(super) fn take_back(&mut self) {
+        let (open, end) = (self.sealed, self.end());
+        let mut turns = 0;
+        let recent = self.parts.iter().enumerate().skip(open).rev().take_while(|(_, part)| {
+            turns += usize::from(matches!(part, Part::Turn(_)));
+            turns <= TAKEN_BACK_TURNS
+        });
+        let Some(first) = recent.last().map(|(at, _)| at) else { return };
+        let between = first.min(end)..end;
+        let tokens = |part: &Part| -> usize {
+            let Part::Memories(memories) = part else { return 0 };
+            let in_vain = memories.iter().filter(|placed| placed.wanted_at == NEVER_WANTED);
+            in_vain.map(|placed| placed.tokens).sum()
+        };
+        let all: usize = self.parts[between.clone()].iter().map(tokens).sum();
+        if all < TAKEN_BACK_TOKENS {
+            return;
+        }
+        for part in &mut self.parts[between] {
+            if let Part::Memories(memories) = part {
+                memories.retain(|placed| placed.wanted_at != NEVER_WANTED);
+            }
+        }
+        self.parts.retain(|part| !matches!(part, Part::Memories(memories) if memories.is_empty()));
     }
 
     /// Takes the oldest memory out: first of those that nobody wants now.

@@ -32,7 +32,9 @@ pub fn rebuild(record: &ContextRecord, window_tokens: usize) -> Option<Rebuild> 
     let tokens = |memories: &mut dyn Iterator<Item = &ContextMemory>| -> u64 {
         memories.map(|memory| u64::from(memory.tokens)).sum()
     };
-    let is_stale = |memory: &&ContextMemory| memory.wanted_at + STALE_AFTER_TURNS < record.turn;
+    // What nobody wanted so far may be wanted by the next turn, and goes by itself otherwise.
+    let is_stale =
+        |memory: &&ContextMemory| memory.wanted_at.saturating_add(STALE_AFTER_TURNS) < record.turn;
     let all = tokens(&mut record.memories());
     let stale = tokens(&mut record.memories().filter(is_stale));
     if usize::try_from(record.tokens).unwrap_or(usize::MAX) > window_tokens / 4 * 3 {

@@ -94,7 +94,7 @@ fn a_prompt_reads_as_it_should() {
 }
 
 #[test]
-fn what_was_expected_and_is_not_wanted_goes_from_the_end_and_nothing_else_moves() {
+fn what_was_expected_and_is_not_wanted_goes_from_the_end_where_that_pays() {
     let mut record = next(None, &wanted(&[], "hello", &[1])).record;
     replied(&mut record, "hi", 1);
     let turns = [turn(Role::User, "hello"), turn(Role::Assistant, "hi")];
@@ -109,11 +109,12 @@ fn what_was_expected_and_is_not_wanted_goes_from_the_end_and_nothing_else_moves(
     let shared = |one: &[Token], other: &[Token]| {
         one.iter().zip(other).take_while(|(one, other)| one == other).count()
     };
-    let table: [(&[u64], &[u8]); 5] = [
+    let table: [(&[u64], &[u8]); 6] = [
         (&[], &[1]),
         (&[1], &[1]),
         (&[8], &[1, 9, 8]),
         (&[9, 12], &[1, 9, 12]),
+        (&[6], &[1, 9, 8, 7, 6]),
         (&[3], &[1, 9, 8, 7, 6, 2, 3, 4, 5]),
     ];
     for (memories, shown) in table {
@@ -126,6 +127,49 @@ fn what_was_expected_and_is_not_wanted_goes_from_the_end_and_nothing_else_moves(
         let kept = next(Some(&ahead.record), &Wanted { is_complete: false, ..asked });
         assert!(kept.memories.len() >= 9, "{memories:?}");
     }
+    // What is expected next takes the place of what was expected before.
+    let expected: [(&[u64], &[u8]); 3] =
+        [(&[], &[1]), (&[12, 9], &[1, 9, 12]), (&[5, 12], &[1, 5, 12])];
+    for (memories, shown) in expected {
+        let next =
+            next(Some(&ahead.record), &Wanted { message: None, ..wanted(&turns, "", memories) });
+        assert_eq!(ids(&next.memories), shown, "{memories:?}");
+    }
+}
+
+#[test]
+fn what_was_in_vain_is_taken_back_in_idle_time_and_what_was_wanted_stays() {
+    let mut turns = vec![turn(Role::User, "hello"), turn(Role::Assistant, "hi")];
+    let ahead = Wanted { message: None, ..wanted(&turns, "", &[9, 8, 7, 6, 5, 4, 3, 2]) };
+    let ahead = next(None, &ahead).record;
+    let ids = |record: &ContextRecord| -> Vec<u8> {
+        record.memories().map(|memory| memory.source.id.as_bytes()[5]).collect()
+    };
+    let mut record = next(Some(&ahead), &wanted(&turns, "who?", &[2, 8, 12])).record;
+    assert_eq!(
+        ids(&record),
+        [9, 8, 7, 6, 2, 3, 4, 5, 12],
+        "while somebody waits, what is there stays"
+    );
+    replied(&mut record, "she", 1);
+    turns.extend([turn(Role::User, "who?"), turn(Role::Assistant, "she")]);
+    let idle = Wanted { message: None, ..wanted(&turns, "", &[3, 14]) };
+    let laid = next(Some(&record), &idle);
+    assert_eq!(ids(&laid.record), [8, 2, 12, 3, 14]);
+    let shown = read(&engine(), &laid.prompt.tokens);
+    let said = shown.find("she").expect("said");
+    assert!(shown.find("fact 2 ").is_some_and(|at| at < said), "{shown}");
+    assert!(shown.find("fact 3 ").is_some_and(|at| at > said), "{shown}");
+    // Nothing moves for a little, nor far from the end.
+    let mut little = next(None, &Wanted { message: None, ..wanted(&turns[..2], "", &[9]) }).record;
+    little =
+        next(Some(&little), &Wanted { is_complete: false, ..wanted(&turns[..2], "who?", &[]) })
+            .record;
+    replied(&mut little, "she", 1);
+    assert_eq!(ids(&next(Some(&little), &idle).record), [9, 3, 14]);
+    let later: Vec<ChatTurn> = (0..8).map(|n| turn(Role::User, &format!("turn {n}"))).collect();
+    let far = Wanted { turns: [turns.as_slice(), &later].concat(), ..idle };
+    assert_eq!(ids(&next(Some(&record), &far).record), [9, 8, 7, 6, 2, 3, 4, 5, 12, 14]);
 }
 
 #[test]
@@ -159,7 +203,8 @@ fn oldest_memories_leave_first_then_oldest_turns() {
     replied(&mut record, "ok", 1);
     let tight =
         |tokens_max, memories: &[u64]| Wanted { tokens_max, ..wanted(&turns, "now", memories) };
-    let laid = next(Some(&record), &tight(tokens_max, &[1]));
+    let said = [turns.as_slice(), &[turn(Role::User, "now"), turn(Role::Assistant, "ok")]].concat();
+    let laid = next(Some(&record), &Wanted { turns: said, ..tight(tokens_max, &[1]) });
     let left: Vec<u8> = laid.left_out.iter().map(|id| id.as_bytes()[5]).collect();
     assert_eq!(left[0], 2, "the oldest that nobody wants now: {left:?}");
     assert!(left.is_sorted() && !left.contains(&1) && laid.turns_left_out == 0, "{left:?}");
