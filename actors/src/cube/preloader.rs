@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use memcube_schemas::{
     ConversationId, CubeId, MemoryId, TenantId,
+    activation::NEVER_WANTED,
     limits::QUERY_BYTES_MAX,
     scene::{PreloadKind, SceneCandidate, SceneQuery},
 };
@@ -118,12 +119,16 @@ impl Preloader {
         if let (Some(inference), Some(conversation)) = (inference, conversation) {
             let model = inference.facts().fingerprint.model.clone();
             let known = self.cube.read_context(model, &conversation, Vec::new()).await?;
-            for memory in known.record.iter().flat_map(|record| record.memories()) {
-                held.memories.insert(memory.source.id);
-                held.tokens += memory.tokens as usize;
-            }
             let end = known.record.iter().flat_map(|record| record.end());
             held.end = end.map(|memory| (memory.source.id, memory.tokens)).collect();
+            for memory in known.record.iter().flat_map(|record| record.memories()) {
+                let id = memory.source.id;
+                // What was in vain is about to be taken back from where it stands.
+                if memory.wanted_at != NEVER_WANTED || held.end.contains_key(&id) {
+                    held.memories.insert(id);
+                    held.tokens += memory.tokens as usize;
+                }
+            }
         }
         Ok(Look { candidates, held })
     }

@@ -55,7 +55,7 @@ impl Default for SchedulerRules {
             tokens_max: PRELOAD_TOKENS_DEFAULT,
             bytes_max: 256 << 20,
             tenant_tokens_per_minute: PRELOAD_TENANT_TOKENS_PER_MINUTE_DEFAULT,
-            waste: 0.1,
+            waste: 0.05,
         }
     }
 }
