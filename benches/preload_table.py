@@ -235,7 +235,7 @@ def end_to_end_of(scenes):
     return "\n".join(out)
 
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 420, 56, 64, 52
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 420, 56, 72, 52
 COLOURS = ("#0b57d0", "#e8710a", "#f6c28b", "#9aa0a6", "#a142f4", "#8ab4f8", "#4285f4", "#174ea6")
 
 
@@ -249,11 +249,14 @@ def picture(runs, dataset):
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" font-size="15">Needed memories among the 20 that are ready (%), {dataset}</text>',
     ]
-    x = LEFT
+    x, y = LEFT, 32
     for (_, name), colour in zip(names.items(), COLOURS):
         name = name.replace("*", "")
-        out.append(f'<rect x="{x:.0f}" y="34" width="10" height="10" fill="{colour}"/><text x="{x + 14:.0f}" y="43">{name}</text>')
-        x += 30 + 5.6 * len(name)
+        wide = 34 + 6.2 * len(name)
+        if x + wide > WIDTH:
+            x, y = LEFT, y + 15
+        out.append(f'<rect x="{x:.0f}" y="{y}" width="10" height="10" fill="{colour}"/><text x="{x + 14:.0f}" y="{y + 9}">{name}</text>')
+        x += wide
     for tick in range(0, high + 1, 20):
         y = TOP + height * (1 - tick / high)
         out.append(

@@ -65,7 +65,7 @@ pub struct Disturbed {
 struct Spent {
     saved_tokens: AtomicU64,
     wasted_tokens: AtomicU64,
-    /// Where the settings want every decision written down.
+    /// Where the settings want decisions written down.
     file: Option<Arc<dyn DecisionLog>>,
 }
 
@@ -96,7 +96,9 @@ async fn node(
     let node = Box::pin(Node::builder().with_settings(settings).start()).await?;
     let model: Arc<dyn Engine> = Arc::new(engine.clone());
     node.cubes().serve_model(InferenceParts::new(model)).await?;
-    let spent = Arc::new(Spent { file: parts.log.take(), ..Spent::default() });
+    // One of them, for memories have other names on each node.
+    let file = parts.log.take().filter(|_| mode == Mode::Typing);
+    let spent = Arc::new(Spent { file, ..Spent::default() });
     match mode {
         Mode::Scheduled | Mode::Typing => {
             parts.log = Some(Arc::clone(&spent) as Arc<dyn DecisionLog>);
