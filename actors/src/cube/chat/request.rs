@@ -76,7 +76,7 @@ pub struct PreloadRequest {
     pub turns: Vec<ChatTurn>,
     /// Memories that the next turn will need, likeliest first: all of them, those that were
     /// computed ahead before included. Others that were leave the context again where they stand
-    /// behind everything that was said.
+    /// behind everything that was said. With none named, they stay.
     pub memories: Vec<MemoryId>,
     /// Milliseconds that it may take.
     pub ms_max: u64,

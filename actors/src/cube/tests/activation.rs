@@ -402,6 +402,8 @@ async fn what_is_preloaded_is_a_prefix_and_a_wrong_guess_is_gone_again() {
     };
     let outcome = cube.preload(preload(&[], &ids)).await.expect("preloaded");
     assert!(outcome.kept.context && outcome.kept.blocks > 0);
+    let unnamed = cube.preload(preload(&[], &[])).await.expect("preloaded");
+    assert_eq!(unnamed.tokens, outcome.tokens, "whoever names none takes none away");
     let (opening, warm) = talk.say(&cube, "tell me about garden number 3").await.expect("said");
     assert!(warm.reuse.computed_tokens < 40, "the message alone: {:?}", warm.reuse);
     assert!(warm.reuse.reused() < outcome.tokens, "not all of it is needed");
