@@ -346,7 +346,6 @@ impl CubeHandle {
             turns: request.turns.clone(),
             message: None,
             memories,
-            // None are named by whoever knows of none, such as a turn that leaves what was said.
             is_complete: !request.memories.is_empty(),
             // A quarter is left for what is said and answered.
             tokens_max: window_tokens / 4 * 3,
